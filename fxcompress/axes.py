@@ -1,0 +1,219 @@
+"""The axes of a program: one pass over the graph emits every op's equations, and what stays free can be cut.
+
+A *group* is one free axis with all the places where it occurs in parameters. Cutting it means: the same indices out of
+every one of those places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+import fxcompress.kernels
+import fxcompress.rules  # noqa: F401  (both register the rules of their ops)
+from fxcompress import graph
+from fxcompress.axis import Axis, Dim, Dims, Equations, factors, leaves, resolve
+from fxcompress.errors import CompressError
+from fxcompress.program import Program
+from fxcompress.rule import RULES, Call, Reduction, op_name, shape_of
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One dim of a tensor, by the tensor's name."""
+
+    name: str
+    dim: int
+
+    def __str__(self) -> str:
+        return f"{self.name}[{self.dim}]"
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """One free axis: ``sizes`` are those of the axes outside it, along which its kept indices may differ, and its own."""
+
+    key: str  # a stable name: the slot that shows the axis most plainly
+    axis: Axis
+    sizes: tuple[int, ...]
+    roles: frozenset[str]
+    slots: tuple[Slot, ...]
+    pinned: tuple[str, ...]  # why it cannot be cut; empty when it can
+
+    @property
+    def size(self) -> int:
+        return self.sizes[-1]
+
+    @property
+    def total(self) -> int:
+        """Indices over all outer axes: 16 heads are 4 groups of 4."""
+        product = 1
+        for n in self.sizes:
+            product *= n
+        return product
+
+
+class AxisMap:
+    """Dims of every node, and the groups they make up. Built from a Program, immutable."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.dims: dict[fx.Node, Any] = {}
+        self.state: dict[str, Dims] = {}
+        self.reductions: dict[fx.Node, list[Reduction]] = {}
+        self.letters: dict[fx.Node, dict[str, Dim]] = {}
+        self._mixed: dict[fx.Node, list[Dim]] = {}
+        self._roles: list[tuple[str, Dim]] = []
+        equations = Equations()
+        for node in program.graph.nodes:
+            self._visit(node, equations)
+        self.pinned = equations.pinned()
+        self.roles = self._resolve_roles()
+        self.outer = self._outer_axes()
+        self.groups = self._make_groups()
+
+    def __getitem__(self, key: str) -> Group:
+        for group in self.groups:
+            if group.key == key:
+                return group
+        raise CompressError(f"no group {key!r}; `fxcompress inspect` lists the groups of a model")
+
+    def _visit(self, node: fx.Node, equations: Equations) -> None:
+        value = node.meta.get("val")
+        if node.op == "get_attr":
+            tensor = graph.get_attr(self.program.module, node.target)
+            if node.target not in self.state:
+                self.state[node.target] = _fresh(tensor)
+            self.dims[node] = self.state[node.target]
+        elif node.op == "placeholder" and isinstance(value, Tensor):
+            self.dims[node] = _fresh(value)
+            for dim in self.dims[node]:
+                equations.pin(dim, f"it is a dim of the input {node.name!r}")
+        elif node.op == "output":
+            for used in node.all_input_nodes:
+                for dim in self._all_dims(used):
+                    equations.pin(dim, "it is a dim of the model's output")
+        elif node.op == "call_function" and any(True for _ in graph.tensors(value)):
+            self._call(node, value, equations)
+
+    def _call(self, node: fx.Node, value: Any, equations: Equations) -> None:
+        call = Call(node, self.dims, equations)
+        if node.target in RULES:
+            self.dims[node] = RULES[node.target].infer(call)
+        elif isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
+            self.dims[node] = pointwise(call)
+        else:
+            self.dims[node] = _no_rule(call, value)
+        self.reductions[node] = call.reductions
+        self.letters[node] = dict(call.letters)
+        self._mixed[node] = call.mixed
+        self._roles += call.roles
+
+    def _all_dims(self, node: fx.Node) -> Iterator[Dim]:
+        dims = self.dims.get(node, ())
+        for item in dims if isinstance(dims, list) else [dims]:
+            yield from item
+
+    def _resolve_roles(self) -> dict[Axis, set[str]]:
+        from fxcompress.roles import read_roles
+
+        roles: dict[Axis, set[str]] = {}
+        for role, dim in self._roles:
+            for axis in leaves(dim):
+                roles.setdefault(axis, set()).add(role)
+        for axis, role in read_roles(self):
+            roles.setdefault(axis, set()).add(role)
+        return roles
+
+    def _outer_axes(self) -> dict[Axis, tuple[Axis, ...]]:
+        """For each axis the ones outside it along which its kept indices may differ, major to minor.
+
+        A choice may differ along r only if every tensor that has the axis has r too (else one value would stand for
+        several choices), if no op lets values at different r meet, and if in every parameter r lies outside of the
+        axis within one dim, so that the choice is a plain list of indices there.
+        """
+        found: dict[Axis, dict[Axis, None]] = {}
+        for name in self.state:
+            for dim in self.state[name]:
+                for axis, prefix in _prefixes(dim):
+                    allowed = found.setdefault(axis, dict.fromkeys(prefix))
+                    found[axis] = {a: None for a in allowed if a in prefix}
+        for node in self.dims:
+            mixed = {axis for dim in self._mixed.get(node, ()) for axis in leaves(dim)}
+            for dims in self._tensors_at(node):
+                present = {axis for dim in dims for axis in leaves(dim)}
+                for axis in present & found.keys():
+                    if axis in mixed:
+                        continue
+                    found[axis] = {a: None for a in found[axis] if a in present and a not in mixed}
+        return {axis: tuple(outer) for axis, outer in found.items()}
+
+    def _tensors_at(self, node: fx.Node) -> list[Dims]:
+        """The tensors that meet at a node: its operands and what it returns."""
+        at = [self.dims[n] for n in node.all_input_nodes if isinstance(self.dims.get(n), tuple)]
+        own = self.dims[node]
+        return at + (own if isinstance(own, list) else [own])
+
+    def _make_groups(self) -> list[Group]:
+        slots: dict[Axis, dict[Slot, None]] = {}
+        plainest: dict[Axis, tuple[int, str]] = {}
+        for name, dims in self.state.items():
+            for i, dim in enumerate(dims):
+                members = list(leaves(dim))
+                for position, axis in enumerate(members):
+                    slots.setdefault(axis, {})[Slot(name, i)] = None
+                    key = f"{name}[{i}]" + (f".{position}" if len(members) > 1 else "")
+                    plainest[axis] = min(plainest.get(axis, (len(members), key)), (len(members), key), key=lambda k: k[0])
+        return [
+            Group(
+                key=plainest[axis][1],
+                axis=axis,
+                sizes=(*(a.size for a in self.outer[axis]), axis.size),  # type: ignore[arg-type]
+                roles=frozenset(self.roles.get(axis, ())),
+                slots=tuple(places),
+                pinned=tuple(self.pinned.get(axis, ())),
+            )
+            for axis, places in slots.items()
+        ]
+
+
+def pointwise(call: Call) -> Dims:
+    """Elementwise ops tie the dims that they broadcast together."""
+    operands = [call.dims(node) for node in call.operands()]
+    rank = max(map(len, operands), default=0)
+    out: list[Dim] = []
+    for i in range(-rank, 0):
+        present = [dims[i] for dims in operands if len(dims) >= -i and factors(dims[i])]
+        for other in present[1:]:
+            call.tie(present[0], other)
+        out.append(present[0] if present else ())
+    return tuple(out)
+
+
+def _no_rule(call: Call, value: Any) -> Any:
+    """Pin everything that an unknown op touches: safe, and said."""
+    why = f"{op_name(call.node.target)} has no rule"
+    outputs = [call.fresh(shape_of(tensor)) for tensor in graph.tensors(value)]
+    for dims in [*(call.dims(node) for node in call.operands()), *outputs]:
+        for dim in dims:
+            call.pin(dim, why)
+    return outputs[0] if isinstance(value, Tensor) else outputs
+
+
+def _fresh(tensor: Tensor) -> Dims:
+    return tuple((Axis(n),) if n != 1 else () for n in shape_of(tensor))
+
+
+def _prefixes(dim: Dim, before: tuple[Axis, ...] = ()) -> Iterator[tuple[Axis, tuple[Axis, ...]]]:
+    """Each free axis of a dim with the free axes outside of it, major to minor."""
+    for axis in map(resolve, factors(dim)):
+        if axis.kind == "sum":
+            for part in axis.parts:
+                yield from _prefixes(part, before)
+        else:
+            yield axis, before
+            before = (*before, axis)

@@ -1,0 +1,129 @@
+"""The form in which a captured graph is analysed: pure calls, no bookkeeping.
+
+Dropped: assertions on sizes and metadata, casts to the dtype a tensor already has, copies of layout (``contiguous``,
+``alias``, ``detach``), slices of everything. ``view`` becomes ``reshape``, which asks nothing of the layout. In-place
+pointwise ops become functional. Regions under ``set_grad_enabled`` are inlined. A scale that attention would derive
+from a size is written out.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxcompress import graph
+
+aten = torch.ops.aten
+
+_ASSERTIONS = {
+    aten._assert_tensor_metadata.default,
+    aten._assert_scalar.default,
+    aten._assert_async.msg,
+    aten.sym_constrain_range_for_size.default,
+    aten.sym_constrain_range.default,
+}
+_COPIES = {
+    aten.alias.default,
+    aten.detach.default,
+    aten.detach_.default,
+    aten.contiguous.default,
+    aten.lift_fresh_copy.default,
+    aten.clone.default,
+}
+_RESHAPES = {aten.view.default, aten._unsafe_view.default}
+_CASTS = {aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten._to_copy.default, aten.to.other, aten.type_as.default}
+
+
+def canonicalize(module: fx.GraphModule) -> None:
+    """Bring a captured module's graph into canonical form, in place."""
+    _inline_grad_regions(module)
+    for node in graph.calls(module.graph):
+        if node.target in _ASSERTIONS:
+            module.graph.erase_node(node)
+        elif node.target in _COPIES or _is_noop_cast(node) or _is_full_slice(node):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+        elif node.target in _RESHAPES:
+            node.target = aten.reshape.default
+        elif node.target is aten.scaled_dot_product_attention.default and node.kwargs.get("scale") is None:
+            node.kwargs = {**node.kwargs, "scale": node.args[0].meta["val"].shape[-1] ** -0.5}
+        elif _is_inplace(node):
+            _make_functional(node)
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+
+
+def _is_noop_cast(node: fx.Node) -> bool:
+    """A cast to the dtype and device that the tensor has; ``copy=True`` makes no difference to a pure graph."""
+    if node.target not in _CASTS:
+        return False
+    before, after = node.args[0].meta["val"], node.meta["val"]
+    return before.dtype == after.dtype and before.device == after.device
+
+
+def _is_full_slice(node: fx.Node) -> bool:
+    if node.target is not aten.slice.Tensor:
+        return False
+    dim, start, end, step = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
+    whole = end is None or (isinstance(end, int) and end >= 2**62)
+    return start in (0, None) and whole and step == 1
+
+
+def _is_inplace(node: fx.Node) -> bool:
+    target = node.target
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and target._schema.is_mutable
+        and target._schema.name.endswith("_")
+        and hasattr(aten, _functional_name(target))
+    )
+
+
+def _functional_name(target: torch._ops.OpOverload) -> str:
+    return target._schema.name.split("::")[1].removesuffix("_")
+
+
+def _make_functional(node: fx.Node) -> None:
+    """``x.add_(y)`` becomes ``x' = x.add(y)``, and what read x afterwards reads x'."""
+    target = node.target
+    node.target = getattr(getattr(aten, _functional_name(target)), target._overloadname)
+    mutated = node.args[0]
+    position = {n: i for i, n in enumerate(node.graph.nodes)}
+    for user in list(mutated.users):
+        if position[user] > position[node]:
+            user.replace_input_with(mutated, node)
+
+
+def _inline_grad_regions(module: fx.GraphModule) -> None:
+    """Put the bodies of set_grad_enabled regions into the graph itself."""
+    for node in graph.calls(module.graph):
+        if not str(node.target).startswith("wrap_with_"):
+            continue
+        body_node = next(a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr")
+        operands = list(node.args[node.args.index(body_node) + 1 :])
+        body: fx.GraphModule = graph.get_attr(module, body_node.target)
+        inputs = [n for n in body.graph.nodes if n.op == "placeholder"]
+        known: dict[fx.Node, Any] = dict(zip(inputs, operands, strict=True))
+        with module.graph.inserting_before(node):
+            outputs = module.graph.graph_copy(body.graph, known)
+        stack = node.meta.get("nn_module_stack")
+        for inner in known.values():
+            if isinstance(inner, fx.Node) and stack and not inner.meta.get("nn_module_stack"):
+                inner.meta["nn_module_stack"] = stack
+        _replace_outputs(node, outputs)
+        module.graph.erase_node(node)
+        if not body_node.users:
+            module.graph.erase_node(body_node)
+
+
+def _replace_outputs(node: fx.Node, outputs: Any) -> None:
+    for user in list(node.users):
+        if user.target is operator.getitem:
+            user.replace_all_uses_with(outputs[user.args[1]])
+            user.graph.erase_node(user)
+    if node.users:
+        node.replace_all_uses_with(outputs)

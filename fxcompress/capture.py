@@ -1,0 +1,189 @@
+"""From a model to a Program: traced once, valid for every batch and length.
+
+    capture(model)                     a causal language model of transformers: inputs are made up from its config
+    capture(module, (x, y))            any module: the example inputs say which tensors it takes
+"""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+from transformers import PreTrainedModel
+
+from fxcompress import compat, graph
+from fxcompress.canonical import canonicalize
+from fxcompress.errors import CaptureError
+from fxcompress.program import Origin, Program
+from fxcompress.replacements import replaced
+
+_PREFIX = "model."  # the wrapper's name for the user's model, taken off every name in the graph
+
+
+def capture(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...] | Mapping[str, Tensor] | None = None,
+    dynamic_shapes: Mapping[str, Mapping[int, Any]] | None = None,
+) -> Program:
+    """Trace a model in eval mode into a Program that shares its parameters.
+
+    ``example_inputs``: tensors by name or by position; not needed for models of transformers, whose forward takes
+    ``input_ids``, ``attention_mask`` and ``position_ids``, (batch, length) each. ``dynamic_shapes``: for each input the
+    dims whose size may differ, as ``torch.export`` takes them; by default all but the last dim of a tensor of up to
+    three dims, both dims of token ids, and the batch of anything larger.
+
+    Raises CaptureError with module path, op and source line when the model cannot be traced.
+    """
+    inputs = _named_inputs(model, example_inputs)
+    shapes = {n: dict((dynamic_shapes or {}).get(n, _dynamic_dims(t))) for n, t in inputs.items()}
+    was_training = model.training
+    model.eval()
+    try:
+        with replaced(model):
+            exported = compat.export(_Forward(model, tuple(inputs)), tuple(inputs.values()), (tuple(shapes.values()),))
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise _explain(error, model) from error
+    finally:
+        model.train(was_training)
+    return _program(model, exported, tuple(inputs))
+
+
+class _Forward(nn.Module):
+    """The model as a function of tensors alone."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+        self.options = {"use_cache": False} if isinstance(model, PreTrainedModel) else {}
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.model(**dict(zip(self.names, tensors, strict=True)), **self.options)
+
+
+def _named_inputs(model: nn.Module, example: tuple[Tensor, ...] | Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    accepted = list(inspect.signature(model.forward).parameters)
+    if isinstance(example, Mapping):
+        return dict(example)
+    if isinstance(example, Tensor):
+        example = (example,)
+    if example is not None:
+        return dict(zip(accepted, example, strict=False))
+    if not isinstance(model, PreTrainedModel):
+        raise CaptureError(f"{type(model).__name__} is a plain module: pass example_inputs, e.g. capture(model, (x,))")
+    shape, device = (2, 24), model.device  # neither 0 nor 1, which tracing would take for constants
+    ids = torch.zeros(shape, dtype=torch.long, device=device)
+    made = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "position_ids": torch.arange(shape[1], device=device).repeat(shape[0], 1),
+    }
+    return {name: tensor for name, tensor in made.items() if name in accepted}
+
+
+def _dynamic_dims(tensor: Tensor) -> dict[int, Any]:
+    if tensor.is_floating_point():
+        free = tensor.dim() - 1 if tensor.dim() <= 3 else 1
+    else:
+        free = tensor.dim()
+    return dict.fromkeys(range(max(free, 1)), torch.export.Dim.AUTO)
+
+
+def _program(model: nn.Module, exported: torch.export.ExportedProgram, inputs: tuple[str, ...]) -> Program:
+    lifted = compat.unlift(exported)
+    copied = fx.Graph()
+    output = copied.graph_copy(lifted.graph, renamed := {})
+    for node in renamed.values():
+        _strip_prefix(node)
+    for node, name in zip(copied.find_nodes(op="placeholder"), inputs, strict=True):
+        node.target = name
+        node._rename(name)
+    copied.output(tuple(pytree.tree_leaves(output)))
+    root: dict[str, Any] = {}
+    for node in graph.states(copied):
+        root[node.target] = _attribute(model, lifted, node.target)
+    module = fx.GraphModule(root, copied)
+    canonicalize(module)
+    names, unused = _names(model, set(root))
+    config, generation = getattr(model, "config", None), getattr(model, "generation_config", None)
+    origin = Origin(type(model), config if isinstance(model, PreTrainedModel) else None, generation)
+    program = Program(module, inputs, exported.call_spec.out_spec, origin, names, unused)
+    program.changed()
+    return program
+
+
+def _strip_prefix(node: fx.Node) -> None:
+    if node.op == "get_attr":
+        node.target = node.target.removeprefix(_PREFIX)
+    stack = node.meta.get("nn_module_stack")
+    if stack:
+        inner = {k: (path.removeprefix("model").removeprefix("."), kind) for k, (path, kind) in stack.items()}
+        node.meta["nn_module_stack"] = {k: v for k, v in inner.items() if v[0]}
+
+
+def _attribute(model: nn.Module, lifted: nn.Module, name: str) -> Any:
+    """The model's own tensor where it has one of this name, so that parameters are shared and not copied."""
+    try:
+        return graph.get_attr(model, name)
+    except AttributeError:
+        try:
+            return graph.get_attr(lifted, _PREFIX + name)
+        except AttributeError:
+            return graph.get_attr(lifted, name)
+
+
+def _names(model: nn.Module, used: set[str]) -> tuple[dict[str, tuple[str, ...]], dict[str, Tensor]]:
+    """All names of each tensor, by the name the graph uses, and the tensors that the graph does not read."""
+    by_tensor: dict[int, list[str]] = {}
+    tensors: dict[int, Tensor] = {}
+    for name, tensor in [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]:
+        by_tensor.setdefault(id(tensor), []).append(name)
+        tensors[id(tensor)] = tensor
+    names, unused = {}, {}
+    for key, aliases in by_tensor.items():
+        first = next((name for name in aliases if name in used), aliases[0])
+        names[first] = tuple(aliases)
+        if first not in used:
+            unused[first] = tensors[key]
+    return names, unused
+
+
+def _explain(error: Exception, model: nn.Module) -> CaptureError:
+    """Say where in the user's model tracing stopped, and what to try."""
+    frames = traceback.extract_tb(error.__traceback__)
+    sources = {inspect.getsourcefile(type(module)) for module in model.modules()}
+    inside = [frame for frame in frames if frame.filename in sources]
+    where = ""
+    if inside:
+        last = inside[-1]
+        where = f"\n  at {last.filename}:{last.lineno} in {last.name}: {last.line}"
+    owners = _modules_on_stack(error, model)
+    path = f" in module {owners[-1]!r}" if owners else ""
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return CaptureError(
+        f"{type(model).__name__} cannot be captured{path}: {first_line}{where}\n"
+        "  Tracing needs shapes and branches that do not depend on tensor values. Try example_inputs of the shapes the"
+        " model is used with, replace the line by tensor code (torch.where instead of if), or put it into a"
+        " torch.library.custom_op, which is captured as one node."
+    )
+
+
+def _modules_on_stack(error: Exception, model: nn.Module) -> list[str]:
+    """Paths of the modules whose forward was running, outermost first."""
+    paths = {id(module): path for path, module in model.named_modules() if path}
+    out, tb = [], error.__traceback__
+    while tb is not None:
+        owner = tb.tb_frame.f_locals.get("self")
+        if id(owner) in paths:
+            out.append(paths[id(owner)])
+        tb = tb.tb_next
+    return out

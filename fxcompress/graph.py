@@ -1,0 +1,91 @@
+"""Small helpers on ``torch.fx`` graphs: attributes by qualified name, insertion that keeps metadata, refreshed values."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+
+def get_attr(module: torch.nn.Module, name: str) -> Any:
+    """The attribute at a dotted name."""
+    return operator.attrgetter(name)(module)
+
+
+def set_tensor(module: torch.nn.Module, name: str, value: Tensor) -> None:
+    """Put a parameter or buffer at a dotted name, as the kind of tensor it is."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if not hasattr(module, part):
+            module.add_module(part, torch.nn.Module())
+        module = getattr(module, part)
+    if leaf in module._parameters or leaf in module._buffers:
+        delattr(module, leaf)
+    if isinstance(value, torch.nn.Parameter):
+        module.register_parameter(leaf, value)
+    else:
+        module.register_buffer(leaf, value)
+
+
+def calls(graph: fx.Graph) -> list[fx.Node]:
+    """All calls of functions, as a list: the graph may be edited on the way."""
+    return [node for node in graph.nodes if node.op == "call_function"]
+
+
+def states(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that read parameters and buffers."""
+    return [node for node in graph.nodes if node.op == "get_attr"]
+
+
+def module_path(node: fx.Node) -> str:
+    """The path of the innermost module that the node was traced in; it names and selects, it never means anything."""
+    stack = node.meta.get("nn_module_stack")
+    return list(stack.values())[-1][0] if stack else ""
+
+
+def module_paths(node: fx.Node) -> list[str]:
+    """The paths of all modules around the node, outermost first."""
+    return [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
+
+
+def replace(node: fx.Node, target: Callable, args: tuple, kwargs: dict | None = None) -> fx.Node:
+    """Put another call in the place of a node; its value and its place in the modules carry over."""
+    with node.graph.inserting_after(node):
+        new = node.graph.call_function(target, args, kwargs or {})
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new, propagate_meta=False)
+    new.args, new.kwargs = args, kwargs or {}  # the replacement may have rewritten its own arguments
+    node.graph.erase_node(node)
+    return new
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value that may be a list of them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors(item)
+
+
+def refresh(module: fx.GraphModule) -> None:
+    """Compute every node's fake value anew, with the symbols of the inputs as they are."""
+    placeholders = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+    mode = next(value.fake_mode for value in placeholders if isinstance(value, Tensor))
+    env: ShapeEnv = mode.shape_env
+    with env.ignore_fresh_unbacked_symbols():
+        FakeTensorProp(module, mode).propagate_dont_convert_inputs(*placeholders)
+
+
+def shapes_for(module: fx.GraphModule, *inputs: Tensor) -> Any:
+    """Run the graph on fake tensors of the given inputs' shapes and return its fake outputs."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fakes = [mode.from_tensor(tensor) for tensor in inputs]
+        return fx.Interpreter(module).run(*fakes)

@@ -1,0 +1,132 @@
+"""A captured model: an FX graph over one set of real parameters, under their original names.
+
+Tied weights are one tensor with several names. Analyses are pulled (``program.get(AxisMap)``), built once and kept
+until the graph changes. A program shares its tensors with the model it was captured from until a pass cuts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fxcompress import graph
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a program came from: enough to build a model of the same class again."""
+
+    model_class: type
+    config: Any = None  # the transformers config as captured, or None for a plain module
+    generation_config: Any = None
+
+
+@dataclass
+class Program:
+    """The entry point ``forward``: placeholders are the tensor inputs by name, outputs are flat, in ``out_spec``."""
+
+    module: fx.GraphModule
+    inputs: tuple[str, ...]
+    out_spec: pytree.TreeSpec
+    origin: Origin
+    names: dict[str, tuple[str, ...]]  # every tensor's first name -> all of its names
+    unused: dict[str, Tensor] = field(default_factory=dict)  # tensors of the model that its forward does not read
+    _analyses: dict[type, Any] = field(default_factory=dict, repr=False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        flat = self.module(*self.bind(*args, **kwargs))
+        return pytree.tree_unflatten(list(flat), self.out_spec)
+
+    def bind(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """The inputs in order; a missing attention mask is all ones, missing positions count from 0."""
+        given = dict(zip(self.inputs, args, strict=False)) | {k: v for k, v in kwargs.items() if v is not None}
+        unknown = sorted(set(given) - set(self.inputs) - _IGNORED)
+        if unknown:
+            raise TypeError(f"unexpected inputs {unknown}; this program takes {list(self.inputs)}")
+        return [given[name] if name in given else _default(name, given, self.inputs) for name in self.inputs]
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.module.graph
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Every parameter and buffer by its first name, each tensor once; also what forward does not read."""
+        used = {name: graph.get_attr(self.module, name) for name in self.used_names()}
+        return used | self.unused
+
+    def used_names(self) -> list[str]:
+        return list(dict.fromkeys(node.target for node in graph.states(self.graph)))
+
+    @property
+    def is_meta(self) -> bool:
+        return any(tensor.is_meta for tensor in self.state.values())
+
+    def get(self, analysis: type[T]) -> T:
+        """The analysis of this type, built on first use."""
+        if analysis not in self._analyses:
+            self._analyses[analysis] = analysis(self)  # type: ignore[call-arg]
+        return self._analyses[analysis]
+
+    def clone(self) -> Program:
+        """A program of its own graph over the same tensors."""
+        copied = fx.Graph()
+        output = copied.graph_copy(self.graph, {})
+        copied.output(output).meta = dict(next(n for n in self.graph.nodes if n.op == "output").meta)
+        return replace(self, module=fx.GraphModule(self.module, copied), unused=dict(self.unused), _analyses={})
+
+    def set_state(self, name: str, value: Tensor) -> None:
+        graph.set_tensor(self.module, name, value)
+
+    def changed(self) -> None:
+        """To be called after the graph or a tensor's shape changed: dead code out, lint, fresh values, no analyses."""
+        self.graph.eliminate_dead_code()
+        self.graph.lint()
+        self.module.recompile()
+        graph.refresh(self.module)
+        self._analyses.clear()
+
+    def map_state(self, function: Any) -> Program:
+        """A clone whose every tensor is the function of the tensor here; ties stay ties."""
+        new = self.clone()
+        for name, tensor in self.state.items():
+            value = function(tensor.detach())
+            if isinstance(tensor, torch.nn.Parameter):
+                value = torch.nn.Parameter(value, requires_grad=tensor.requires_grad and value.is_floating_point())
+            if name in new.unused:
+                new.unused[name] = value
+            else:
+                new.set_state(name, value)
+        return new
+
+    def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return ((n, t) for n, t in self.state.items() if isinstance(t, torch.nn.Parameter))
+
+    def layers(self) -> dict[str, list[str]]:
+        """The lists of repeated modules that the graph runs through: container path -> paths of its items in order."""
+        found: dict[str, dict[str, None]] = {}
+        for node in self.graph.nodes:
+            for path in graph.module_paths(node):
+                container, _, last = path.rpartition(".")
+                if last.isdigit():
+                    found.setdefault(container, {})[path] = None
+        return {container: list(items) for container, items in found.items()}
+
+
+_IGNORED = {"use_cache", "return_dict"}  # a program keeps no cache and returns its model's own class
+
+
+def _default(name: str, given: dict[str, Tensor], inputs: tuple[str, ...]) -> Tensor:
+    first = given.get(inputs[0])
+    if first is None or name not in ("attention_mask", "position_ids"):
+        raise TypeError(f"input {name!r} is missing; this program takes {list(inputs)}")
+    if name == "attention_mask":
+        return torch.ones(first.shape[:2], dtype=torch.long, device=first.device)
+    return torch.arange(first.shape[1], device=first.device).expand(first.shape[:2])

@@ -1,0 +1,181 @@
+"""The one table of functions that capture replaces by ops of ours, by the name of the function, never by model.
+
+Modeling code calls its scans, convolutions, attention and experts through module-level functions or registries. While
+a model is captured those lead to ``fxcompress.kernels``, whose ops hold for every batch and length; afterwards, also
+after an error, everything is as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import fxcompress.kernels as kernels
+from fxcompress.errors import CaptureError
+from fxcompress.kernels.activations import ACTIVATIONS
+
+NAME = "fxcompress"  # under which our attention, mask and experts functions are registered
+
+
+def ssd_scan(
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunk_size: int,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    return_final_states: bool = False,
+    **others: Any,
+) -> Any:
+    """The scan of Mamba-2 over a whole sequence, without a state to begin with."""
+    _refuse(others, "initial_states", "seq_idx", "cu_seqlens")
+    low, high = map(float, dt_limit)
+    y = kernels.ssd_scan(hidden_states, dt, A, B, C, D, dt_bias, chunk_size, dt_softplus, low, high)
+    if z is not None:
+        y = y * nn.functional.silu(z)
+    return (y, None) if return_final_states else y
+
+
+def selective_scan(
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    **others: Any,
+) -> Any:
+    """The scan of Mamba over a whole sequence, without a state to begin with."""
+    _refuse(others, "initial_states", "seq_idx", "cu_seqlens")
+    y = kernels.selective_scan(hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus)
+    return (y, None) if return_last_state else y
+
+
+def causal_conv1d(
+    hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, **others: Any
+) -> Tensor:
+    """A depthwise convolution over the past."""
+    _refuse(others, "initial_states", "seq_idx", "cu_seqlens")
+    return kernels.causal_conv1d(hidden_states, weight, bias, activation or "")
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Grouped-query attention with un-repeated keys and values, in the signature of transformers' registry."""
+    _refuse(others, "s_aux", "position_bias")
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = kernels.attention(
+        query, key, value, attention_mask, float(scale), bool(is_causal), int(sliding_window or 0), float(softcap or 0)
+    )
+    return out.transpose(1, 2), None
+
+
+def padding_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Tensor | None:
+    """Hand the 2-D padding mask through: causality and windows are said by the attention op itself."""
+    if attention_mask is None or attention_mask.dim() == 2:
+        return attention_mask if attention_mask is None else attention_mask.bool()
+    raise CaptureError("a 4-D attention mask was given; capture takes the 2-D padding mask (batch, length)")
+
+
+def experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """Routed experts with stacked weights, in the signature of transformers' registry."""
+    kind = type(module).__name__
+    if getattr(module, "has_bias", False) or getattr(module, "is_transposed", False):
+        raise CaptureError(f"{kind}: stacked experts with biases or transposed weights are not supported yet")
+    gated = getattr(module, "has_gate", True)
+    if gated and not getattr(module, "is_concatenated", True):
+        raise CaptureError(f"{kind}: experts with interleaved gate and up projections are not supported yet")
+    up = module.gate_up_proj if gated else module.up_proj
+    return kernels.experts(
+        hidden_states, top_k_index, top_k_weights, up, module.down_proj, None, None, gated, _activation(module.act_fn)
+    )
+
+
+FUNCTIONS: dict[str, Callable] = {
+    "mamba2_chunk_scan": ssd_scan,
+    "mamba_selective_scan": selective_scan,
+    "causal_conv1d_fn": causal_conv1d,
+}
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, padding_mask)
+ALL_EXPERTS_FUNCTIONS.register(NAME, experts)
+
+
+@contextlib.contextmanager
+def replaced(model: nn.Module) -> Iterator[None]:
+    """Within this context the functions that the model's modules call are the ones of the table."""
+    saved = []
+    for source in {type(module).__module__ for module in model.modules()}:
+        namespace = sys.modules[source]
+        for name, function in FUNCTIONS.items():
+            if hasattr(namespace, name):
+                saved.append((namespace, name, getattr(namespace, name)))
+                setattr(namespace, name, function)
+    try:
+        with _implementations(model):
+            yield
+    finally:
+        for namespace, name, function in saved:
+            setattr(namespace, name, function)
+
+
+@contextlib.contextmanager
+def _implementations(model: nn.Module) -> Iterator[None]:
+    """Lead the attention and experts registries of every config in the model to our functions."""
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(getattr(m, "config", None), PreTrainedConfig)}
+    saved = [(c, c._attn_implementation, c._experts_implementation) for c in configs.values()]
+    try:
+        for config in configs.values():
+            config._attn_implementation = config._experts_implementation = NAME
+        yield
+    finally:
+        for config, attention_name, experts_name in saved:
+            config._attn_implementation = attention_name
+            config._experts_implementation = experts_name
+
+
+def _activation(function: nn.Module) -> str:
+    for name in ACTIVATIONS:
+        if name in ACT2FN and type(ACT2FN[name]) is type(function):
+            return name
+    known = ", ".join(sorted(ACTIVATIONS))
+    raise CaptureError(f"experts use the activation {type(function).__name__}; the known ones are {known}")
+
+
+def _refuse(others: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if isinstance(others.get(name), torch.Tensor):
+            raise CaptureError(f"the model passes {name!r}, which the captured op cannot express")

@@ -1,0 +1,14 @@
+"""Ops of fxcompress's own, one folder an op: importing this package registers them under ``torch.ops.fxcompress``.
+
+A model's scan, convolution, attention or experts are each one node of the graph, whatever shapes they run on, with
+a rule that ties its axes and a cost. In a folder, ``reference.py`` says in plain PyTorch what the op computes and
+``op.py`` registers it; ``triton.py``, where there is one, is the kernel for CUDA tensors.
+"""
+
+from fxcompress.kernels.attention import attention
+from fxcompress.kernels.causal_conv1d import causal_conv1d
+from fxcompress.kernels.experts import experts
+from fxcompress.kernels.selective_scan import selective_scan
+from fxcompress.kernels.ssd_scan import ssd_scan
+
+__all__ = ["attention", "causal_conv1d", "experts", "selective_scan", "ssd_scan"]

@@ -1,0 +1,3 @@
+from fxcompress.kernels.attention.op import attention
+
+__all__ = ["attention"]

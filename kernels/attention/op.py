@@ -1,0 +1,24 @@
+"""``fxcompress::attention``: grouped-query attention as one node, keys and values not repeated."""
+
+import torch
+from torch import Tensor
+
+from fxcompress.kernels._register import define
+from fxcompress.kernels.attention import fused
+from fxcompress.rule import einop
+
+
+def _fake(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+    return q.new_empty(*q.shape[:3], v.shape[3])
+
+
+attention = define(fused.attention, _fake)
+
+einop(
+    torch.ops.fxcompress.attention.default,
+    "b (k r) t d, b k s d, b k s e, b s -> b (k r) t e",
+    roles={"k": "kv_head", "r": "query_head", "d": "qk_channel", "e": "v_channel"},
+    flops=lambda s: 2 * s["b"] * s["k"] * s["r"] * s["t"] * s["s"] * (s["d"] + s["e"]),
+    cache=lambda s: (s["k"] * (s["d"] + s["e"]), 0),
+    context="s",
+)

@@ -1,0 +1,3 @@
+from fxcompress.kernels.experts.op import experts
+
+__all__ = ["experts"]

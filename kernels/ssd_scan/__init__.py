@@ -1,0 +1,3 @@
+from fxcompress.kernels.ssd_scan.op import ssd_scan
+
+__all__ = ["ssd_scan"]
