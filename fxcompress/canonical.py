@@ -1,7 +1,7 @@
 """The form in which a captured graph is analysed: pure calls, no bookkeeping.
 
 Dropped: assertions on sizes and metadata, casts to the dtype a tensor already has, copies of layout (``contiguous``,
-``alias``, ``detach``), slices of everything. ``view`` becomes ``reshape``, which asks nothing of the layout. In-place
+``alias``, ``detach``), slices of everything. Even splits become splits with sizes. ``view`` becomes ``reshape``, which asks nothing of the layout. In-place
 pointwise ops become functional. Regions under ``set_grad_enabled`` are inlined. A scale that attention would derive
 from a size is written out.
 """
@@ -34,6 +34,7 @@ _COPIES = {
     aten.clone.default,
 }
 _RESHAPES = {aten.view.default, aten._unsafe_view.default}
+_EVEN_SPLITS = {aten.chunk.default, aten.split.Tensor, aten.tensor_split.sections}
 _CASTS = {aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten._to_copy.default, aten.to.other, aten.type_as.default}
 
 
@@ -50,6 +51,9 @@ def canonicalize(module: fx.GraphModule) -> None:
             node.target = aten.reshape.default
         elif node.target is aten.scaled_dot_product_attention.default and node.kwargs.get("scale") is None:
             node.kwargs = {**node.kwargs, "scale": node.args[0].meta["val"].shape[-1] ** -0.5}
+        elif node.target in _EVEN_SPLITS and all(isinstance(n, int) for n in _split_sizes(node)):
+            dim = node.args[2] if len(node.args) > 2 else 0
+            node.target, node.args = aten.split_with_sizes.default, (node.args[0], _split_sizes(node), dim)
         elif _is_inplace(node):
             _make_functional(node)
     module.graph.eliminate_dead_code()
@@ -71,6 +75,11 @@ def _is_full_slice(node: fx.Node) -> bool:
     dim, start, end, step = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
     whole = end is None or (isinstance(end, int) and end >= 2**62)
     return start in (0, None) and whole and step == 1
+
+
+def _split_sizes(node: fx.Node) -> list[Any]:
+    dim = node.args[2] if len(node.args) > 2 else 0
+    return [piece.shape[dim] for piece in node.meta["val"]]
 
 
 def _is_inplace(node: fx.Node) -> bool:

@@ -40,12 +40,12 @@ def capture(
     Raises CaptureError with module path, op and source line when the model cannot be traced.
     """
     inputs = _named_inputs(model, example_inputs)
-    shapes = {n: dict((dynamic_shapes or {}).get(n, _dynamic_dims(t))) for n, t in inputs.items()}
+    shapes = dict(dynamic_shapes or _dynamic_shapes(model, inputs))
     was_training = model.training
     model.eval()
     try:
         with replaced(model):
-            exported = compat.export(_Forward(model, tuple(inputs)), tuple(inputs.values()), (tuple(shapes.values()),))
+            exported = compat.export(_Forward(model, tuple(inputs)), tuple(inputs.values()), (tuple(shapes.get(n) for n in inputs),))
     except CaptureError:
         raise
     except Exception as error:
@@ -85,6 +85,14 @@ def _named_inputs(model: nn.Module, example: tuple[Tensor, ...] | Mapping[str, T
         "position_ids": torch.arange(shape[1], device=device).repeat(shape[0], 1),
     }
     return {name: tensor for name, tensor in made.items() if name in accepted}
+
+
+def _dynamic_shapes(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
+    """Which dims may differ. Token inputs share one batch and one length, so that the graph has two symbols."""
+    if isinstance(model, PreTrainedModel) and all(t.dim() == 2 for t in inputs.values()):
+        sizes = {0: torch.export.Dim("batch", min=2), 1: torch.export.Dim("length", min=2)}
+        return dict.fromkeys(inputs, sizes)
+    return {name: _dynamic_dims(tensor) for name, tensor in inputs.items()}
 
 
 def _dynamic_dims(tensor: Tensor) -> dict[int, Any]:

@@ -67,12 +67,21 @@ def _define_backward(name: str, reference: Compute) -> CustomOpDef:
             at = dict(zip(wanted, values, strict=True))
             return reference(*(at.get(i, value) for i, value in enumerate(inputs)))
 
-        _, vjp = torch.func.vjp(of_wanted, *(inputs[i] for i in wanted))
-        return [g.contiguous() for g in vjp(grad)]
+        with _function_transforms():
+            _, vjp = torch.func.vjp(of_wanted, *(inputs[i] for i in wanted))
+            return [g.contiguous() for g in vjp(grad)]
 
     op = custom_op(name, backward, mutates_args=(), schema=schema)
     op.register_fake(lambda grad, wanted, *inputs: [inputs[i].new_empty(inputs[i].shape) for i in wanted])
     return op
+
+
+def _function_transforms() -> Any:
+    """Let ``torch.func`` work within an op also under a dispatch mode (a FLOP counter, say), which switches it off."""
+    keys, excluded = torch._C.DispatchKey, torch._C._dispatch_tls_local_exclude_set()
+    for key in (keys.FuncTorchDynamicLayerFrontMode, keys.FuncTorchDynamicLayerBackMode, keys.FuncTorchGradWrapper):
+        excluded = excluded.remove(key)
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded)
 
 
 def _save_inputs(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -1,6 +1,5 @@
 """Mixture of experts: every token through the few experts that its router chose."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -1,4 +1,7 @@
-"""What the Triton kernels use on an H100, read from their binaries. Run by test_triton.py in a process of its own."""
+"""What the Triton kernels use on an H100, read from their binaries.
+
+Run by test_triton.py in a process of its own.
+"""
 
 import hopper
 import pytest

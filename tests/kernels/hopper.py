@@ -83,6 +83,6 @@ def resources(name: str, cubin: bytes, shared: int) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        listing = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        listing = subprocess.check_output([CUOBJDUMP, "-res-usage", file.name], text=True)
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", listing).groups())
     return Resources(name, registers, stack, shared)

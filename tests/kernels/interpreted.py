@@ -1,4 +1,7 @@
-"""What the Triton kernels compute, in Triton's interpreter on the CPU. Run by test_triton.py with TRITON_INTERPRET=1."""
+"""What the Triton kernels compute, in Triton's interpreter on the CPU.
+
+Run by test_triton.py in a process of its own, with TRITON_INTERPRET=1.
+"""
 
 import pytest
 import torch

@@ -41,9 +41,7 @@ def test_causal_conv1d_on_a_gpu_is_its_reference(shape: tuple[int, int, int, int
     b, c, l, w = shape
     x = torch.randn(b, l, c, dtype=dtype, device="cuda").transpose(1, 2)
     weight, bias = torch.randn(c, w, dtype=dtype, device="cuda"), torch.randn(c, dtype=dtype, device="cuda")
-    torch.testing.assert_close(
-        causal_conv1d(x, weight, bias, "silu"), reference.causal_conv1d(x, weight, bias, "silu")
-    )
+    torch.testing.assert_close(causal_conv1d(x, weight, bias, "silu"), reference.causal_conv1d(x, weight, bias, "silu"))
 
 
 @pytest.mark.gpu

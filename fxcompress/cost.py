@@ -1,0 +1,102 @@
+"""What a program costs: parameters, bytes, operations per token, and the state that generation keeps.
+
+Operations are counted for contractions, scans, convolutions and experts, from the sizes in their rules: a
+multiply-add is two. ``prefill`` is per token of a sequence of ``LENGTH`` tokens (attention counts every pair of
+tokens), ``decode`` is for one token after as many in the cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from fxcompress import graph
+from fxcompress.axes import AxisMap
+from fxcompress.axis import size
+from fxcompress.program import Program
+from fxcompress.rule import RULES, Rule
+
+LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Costs of one program. Bytes are in the dtypes that the tensors have."""
+
+    parameters: int
+    weight_bytes: int
+    prefill_flops_per_token: int
+    decode_flops_per_token: int
+    cache_bytes_per_token: int
+    cache_bytes_per_sequence: int
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+
+class Cost:
+    """Figures of a program, as an analysis."""
+
+    def __init__(self, program: Program) -> None:
+        self.axes = program.get(AxisMap)
+        parameters = [p for _, p in program.parameters()]
+        symbols = _symbols(program)
+        per_token, per_sequence = self._cache(symbols)
+        self.figures = Figures(
+            parameters=sum(p.numel() for p in parameters),
+            weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
+            prefill_flops_per_token=round(self._flops(symbols, LENGTH, None) / LENGTH),
+            decode_flops_per_token=round(self._flops(symbols, 1, LENGTH)),
+            cache_bytes_per_token=per_token,
+            cache_bytes_per_sequence=per_sequence,
+        )
+
+    def _flops(self, symbols: list, length: int, context: int | None) -> float:
+        """Operations of one sequence of ``length`` tokens, with ``context`` tokens to attend to."""
+        total = 0.0
+        for _, rule, letters in self._costed():
+            if rule.flops is not None:
+                sizes = _numbers(letters, symbols, length)
+                if context is not None and rule.context in sizes:
+                    sizes[rule.context] = context
+                total += float(rule.flops(sizes))
+        return total
+
+    def _cache(self, symbols: list) -> tuple[int, int]:
+        per_token, per_sequence = 0, 0
+        for node, rule, letters in self._costed():
+            if rule.cache is not None:
+                width = next(graph.tensors(node.meta["val"])).element_size()
+                token, sequence = rule.cache(_numbers(letters, symbols, 1))
+                per_token, per_sequence = per_token + int(token) * width, per_sequence + int(sequence) * width
+        return per_token, per_sequence
+
+    def _costed(self) -> list[tuple[fx.Node, Rule, Mapping[str, Any]]]:
+        found = []
+        for node, letters in self.axes.letters.items():
+            if letters:
+                found.append((node, RULES[node.target], letters))
+        return found
+
+
+def _numbers(letters: Mapping[str, Any], symbols: list, length: int) -> dict[str, int]:
+    """Sizes by letter for a batch of one."""
+    values = dict(zip(symbols, [1, *[length] * len(symbols)], strict=False))
+    return {k: int(sympy.sympify(size(dim)).subs(values)) for k, dim in letters.items()}
+
+
+def _symbols(program: Program) -> list:
+    fakes = [n.meta["val"] for n in program.graph.find_nodes(op="placeholder")]
+    sizes = [n.node.expr for fake in fakes for n in fake.shape if isinstance(n, torch.SymInt)]
+    return list(dict.fromkeys(s for expr in sizes for s in sorted(expr.free_symbols, key=str)))
+
+
+def ratio(before: int, after: int) -> float:
+    """after / before, 1 where there was nothing."""
+    return after / before if before else math.nan if after else 1.0

@@ -1,0 +1,83 @@
+"""Statistics of activations, gathered at nodes while the graph runs over batches: one sweep for all who asked.
+
+The statistic is the mean square of every index of a dim, over all tokens that are not padding: a small observer that
+needs memory for one vector a dim, whatever the number of batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxcompress.axes import AxisMap, Group
+from fxcompress.axis import leaves
+from fxcompress.errors import CompressError
+from fxcompress.program import Program
+
+Batch = Mapping[str, Tensor]
+
+
+class MeanSquares(fx.Interpreter):
+    """Run batches and keep, for each watched (node, dim), the mean square along that dim."""
+
+    def __init__(self, program: Program, watched: Iterable[tuple[fx.Node, int]]) -> None:
+        super().__init__(program.module)
+        self.program = program
+        self.sums: dict[tuple[fx.Node, int], Tensor | float] = dict.fromkeys(watched, 0.0)
+        self.counts: dict[tuple[fx.Node, int], float] = dict.fromkeys(self.sums, 0.0)
+        self._dims: dict[fx.Node, list[int]] = {}
+        for node, dim in self.sums:
+            self._dims.setdefault(node, []).append(dim)
+
+    @torch.no_grad()
+    def sweep(self, batches: Iterable[Batch], progress: Callable[[], None] = lambda: None) -> None:
+        for batch in batches:
+            inputs = self.program.bind(**batch)
+            mask = dict(zip(self.program.inputs, inputs, strict=True)).get("attention_mask")
+            self._mask = None if mask is None else mask.bool()
+            self.run(*inputs)
+            progress()
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        for dim in self._dims.get(n, ()):
+            self._add(n, dim, value)
+        return value
+
+    def _add(self, node: fx.Node, dim: int, value: Tensor) -> None:
+        squares = value.detach().double() if value.dtype == torch.float64 else value.detach().float()
+        squares = squares.movedim(dim, -1).square()
+        if self._mask is not None and squares.shape[:2] == self._mask.shape:
+            squares = squares[self._mask]
+        flat = squares.flatten(0, -2)
+        self.sums[node, dim] = self.sums[node, dim] + flat.sum(0, dtype=torch.float64)
+        self.counts[node, dim] += flat.shape[0]
+
+    def result(self) -> dict[tuple[str, int], Tensor]:
+        """Mean squares by (node name, dim)."""
+        return {(n.name, d): torch.as_tensor(self.sums[n, d] / max(self.counts[n, d], 1)) for n, d in self.sums}
+
+
+def consumers(axes: AxisMap, group: Group) -> list[tuple[fx.Node, int]]:
+    """The activations that projections and scans contract over a group's axis: (operand, dim)."""
+    found: dict[tuple[fx.Node, int], None] = {}
+    for reductions in axes.reductions.values():
+        for r in reductions:
+            if r.neutral == 0.0 and r.operand.op != "get_attr" and group.axis in leaves(axes.dims[r.operand][r.dim]):
+                found[r.operand, r.dim] = None
+    return list(found)
+
+
+def batches_of(calibration: Any, batch_size: int = 4) -> list[Batch]:
+    """Calibration data as batches: an iterable of dicts or id tensors, or one tensor of ids (samples, length)."""
+    if isinstance(calibration, Tensor):
+        if calibration.dim() != 2:
+            raise CompressError(f"calibration ids have shape {tuple(calibration.shape)}, not (samples, length)")
+        return [{"input_ids": ids} for ids in calibration.split(batch_size)]
+    batches = [{"input_ids": b} if isinstance(b, Tensor) else dict(b) for b in calibration]
+    if not batches:
+        raise CompressError("the calibration data has no batch")
+    return batches

@@ -1,0 +1,159 @@
+"""Run passes over a program, each verified before the next.
+
+A pass is a frozen dataclass: its fields are its hyperparameters. It decides (``decide``), and that is all: the runner
+clones, rewrites, refreshes, checks the laws and writes the record.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import fx
+
+from fxcompress import observe, verify
+from fxcompress.cost import Cost, Figures
+from fxcompress.errors import CompressError
+from fxcompress.plan import Step
+from fxcompress.program import Program
+from fxcompress.rewrite import rewrite
+from fxcompress.score import Statistics
+
+Kind = Literal["structure", "weights", "runtime"]
+_ORDER: tuple[Kind, ...] = ("structure", "weights", "runtime")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one group or module was asked to lose and what it lost; ``why`` says what kept it from it."""
+
+    key: str
+    role: str
+    of: int
+    asked: float
+    got: int
+    step: int = 1
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One pass as it went: options, asked and got, laws, costs before and after, and the decision itself."""
+
+    name: str
+    options: dict[str, Any]
+    rows: tuple[Row, ...]
+    laws: tuple[verify.Law, ...]
+    before: Figures
+    after: Figures
+    step: Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass(ABC):
+    """A decision about a program. Passes run in the order structure, weights, runtime."""
+
+    kind: ClassVar[Kind] = "structure"
+
+    @abstractmethod
+    def decide(self, program: Program, statistics: Statistics) -> tuple[Step, list[Row]]:
+        """What to cut or remove, and a row for everything that was considered. Changes nothing."""
+
+    def watches(self, program: Program) -> list[tuple[fx.Node, int]]:
+        """The activations whose mean squares ``decide`` needs, as (node, dim)."""
+        return []
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def options(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, as a recipe would say them."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        return {f.name: _plain(values[f.name]) for f in fields(self) if f.init and values[f.name] != f.default}
+
+
+Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], None]]]
+
+
+@dataclass
+class Pipeline:
+    """Passes in the order in which they run, on one program after the other."""
+
+    passes: Sequence[Pass]
+    verify: bool = True
+    progress: Progress | None = None
+    records: list[Record] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        ranks = [_ORDER.index(p.kind) for p in self.passes]
+        for earlier, later in zip(self.passes, self.passes[1:], strict=False):
+            if _ORDER.index(earlier.kind) > _ORDER.index(later.kind):
+                raise CompressError(f"{later.name} ({later.kind}) after {earlier.name} ({earlier.kind}) would undo it")
+        assert ranks == sorted(ranks)
+
+    def run(self, program: Program, calibration: Any = None) -> Program:
+        batches = None if calibration is None else observe.batches_of(calibration)
+        for p in self.passes:
+            program = self._run_pass(p, program, batches)
+        return program
+
+    def _run_pass(self, p: Pass, program: Program, batches: list | None) -> Program:
+        statistics = self._observe(p, program, batches)
+        step, rows = p.decide(program, statistics)
+        with self._step(f"{p.name}: rewrite", None):
+            after = program.clone()
+            rewrite(after, step)
+        laws: list[verify.Law] = []
+        if self.verify and not step.is_empty:
+            with self._step(f"{p.name}: proof", None):
+                laws = verify.check(program, after, step)
+            verify.require(laws, p.name)
+        before, now = program.get(Cost).figures, after.get(Cost).figures
+        self.records.append(Record(p.name, p.options(), tuple(rows), tuple(laws), before, now, step))
+        return after
+
+    def _observe(self, p: Pass, program: Program, batches: list | None) -> Statistics:
+        watched = p.watches(program)
+        if not watched or program.is_meta:
+            return {}
+        if batches is None:
+            raise CompressError(f"{p.name} scores by activations: pass calibration=, batches of token ids")
+        observer = observe.MeanSquares(program, watched)
+        with self._step(f"{p.name}: calibration", len(batches)) as advance:
+            observer.sweep(batches, advance)
+        return observer.result()
+
+    def _step(self, what: str, total: int | None) -> AbstractContextManager[Callable[[], None]]:
+        return self.progress(what, total) if self.progress else _Silent()
+
+
+class _Silent(AbstractContextManager):
+    """No progress display."""
+
+    def __enter__(self) -> Callable[[], None]:
+        return lambda: None
+
+    def __exit__(self, *_: Any) -> None:
+        return None
+
+
+def check_values(program: Program) -> None:
+    """Raise CompressError where a weight holds NaN or Inf: no score of it would mean anything."""
+    for name, parameter in program.parameters():
+        if not parameter.is_meta and parameter.is_floating_point() and not torch.isfinite(parameter).all():
+            bad = int((~torch.isfinite(parameter)).sum())
+            raise CompressError(f"{name} {tuple(parameter.shape)} holds {bad} values that are NaN or Inf")
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON can hold it; the caller's own scores are named by what they are."""
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if isinstance(value, Iterable) and not isinstance(value, dict):
+        return [_plain(item) for item in value]
+    return f"<{getattr(value, '__name__', type(value).__name__)}>"

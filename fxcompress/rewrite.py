@@ -1,0 +1,82 @@
+"""Carry a decision out on a program, in place: slice every tensor once, give size arguments anew, skip modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx
+
+from fxcompress import blocks, graph
+from fxcompress.axes import AxisMap
+from fxcompress.errors import CompressError
+from fxcompress.keep import Keep, Outer, is_cut, kept_indices
+from fxcompress.plan import Step
+from fxcompress.program import Program
+from fxcompress.rule import RULES, Sizing, bind
+
+
+def rewrite(program: Program, step: Step) -> None:
+    """Apply a step to a program: cuts by its current axes, then removals."""
+    if step.keep:
+        axes = program.get(AxisMap)
+        cut(program, axes, keep_by_axis(axes, step.keep))
+    for path in step.remove:
+        blocks.skip(program, path)
+    if not step.is_empty:
+        program.changed()
+
+
+def keep_by_axis(axes: AxisMap, keep: Mapping[str, Tensor]) -> Keep:
+    """From group keys to axes, each checked against the group's size."""
+    out = {}
+    for key, index in keep.items():
+        group = axes[key]
+        if group.pinned:
+            raise CompressError(f"{key} cannot be cut: {group.pinned[0]}")
+        if index.shape[:-1] not in ((), group.sizes[:-1]) or not 0 < index.shape[-1] <= group.size:
+            raise CompressError(f"{key}: kept indices of shape {tuple(index.shape)} for a group of {group.sizes}")
+        if index.min() < 0 or index.max() >= group.size:
+            raise CompressError(f"{key}: kept indices reach {int(index.max())} in a group of {group.size}")
+        out[group.axis] = index
+    return out
+
+
+def cut(program: Program, axes: AxisMap, keep: Keep) -> None:
+    """Keep the named indices of each axis in every tensor and every size argument."""
+    for name, dims in axes.state.items():
+        if any(is_cut(dim, keep) for dim in dims):
+            program.set_state(name, sliced(graph.get_attr(program.module, name), dims, keep, axes.outer))
+    for node, dims in axes.dims.items():
+        rule = RULES.get(node.target)
+        if rule is not None and rule.resize is not None and _touches(node, axes, keep):
+            sizing = Sizing(bind(node), dims, axes.dims, keep, axes.outer)
+            for argument, value in rule.resize(sizing).items():
+                _set_argument(node, argument, value)
+
+
+def sliced(tensor: Tensor, dims: tuple, keep: Keep, outer: Outer) -> Tensor:
+    """The kept indices of each dim of a tensor; a parameter stays a parameter."""
+    value = tensor.detach()
+    for i, dim in enumerate(dims):
+        if is_cut(dim, keep):
+            value = value.index_select(i, kept_indices(dim, keep, outer).to(value.device))
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(value, requires_grad=tensor.requires_grad)
+    return value
+
+
+def _touches(node: fx.Node, axes: AxisMap, keep: Keep) -> bool:
+    tensors = [axes.dims[node], *(axes.dims[n] for n in node.all_input_nodes if n in axes.dims)]
+    return any(
+        is_cut(dim, keep) for item in tensors for dims in (item if isinstance(item, list) else [item]) for dim in dims
+    )
+
+
+def _set_argument(node: fx.Node, name: str, value: object) -> None:
+    """Set an argument by its name in the schema, where the call has it: by position or by keyword."""
+    position = [a.name for a in node.target._schema.arguments].index(name)  # type: ignore[union-attr]
+    if position < len(node.args):
+        node.update_arg(position, value)
+    else:
+        node.update_kwarg(name, value)

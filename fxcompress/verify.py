@@ -1,0 +1,183 @@
+"""The laws that every structural rewrite obeys, checked on the models at hand.
+
+1. *shapes*: the rewritten graph lints, and shapes propagate for a batch and a length not seen at capture.
+2. *prune equals mask*: the original with the removed indices at their neutral elements gives the same outputs.
+3. *permutation*: permuting an axis consistently over its group changes nothing.
+4. *count*: the number of parameters is what the sizes of the axes say.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxcompress import graph
+from fxcompress.axes import AxisMap
+from fxcompress.errors import ProofError
+from fxcompress.keep import kept_size
+from fxcompress.masked import MaskedRun
+from fxcompress.plan import Step
+from fxcompress.program import Program
+from fxcompress.rewrite import keep_by_axis, rewrite
+
+# Largest relative error of the outputs, by the dtype the model computes in: float64 shows the algebra, the others
+# leave room for sums that run in another order.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True)
+class Law:
+    """The outcome of one law: ``error`` against ``tolerance``, or why it was not checked."""
+
+    name: str
+    error: float | None
+    tolerance: float = 0.0
+    why: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return self.error is None or self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        if self.error is None:
+            return f"{self.name}: not checked ({self.why})"
+        return f"{self.name}: {'holds' if self.holds else 'FAILS'}, error {self.error:.2g} (at most {self.tolerance:g})"
+
+
+def check(before: Program, after: Program, step: Step) -> list[Law]:
+    """All laws for one step from ``before`` to ``after``. On meta weights only those that need no values."""
+    laws = [shapes(after), count(before, after, step)]
+    if before.is_meta:
+        why = "weights on meta have no values"
+        return laws + [Law(name, None, why=why) for name in ("prune equals mask", "permutation")]
+    return [*laws, prune_equals_mask(before, after, step), permutation(before, step)]
+
+
+def require(laws: list[Law], what: str) -> None:
+    failed = [law for law in laws if not law.holds]
+    if failed:
+        said = "; ".join(map(str, failed))
+        raise ProofError(f"{what}: {said}. The result is withheld; please report this with the model's config")
+
+
+@torch.no_grad()
+def shapes(program: Program) -> Law:
+    """Number of outputs whose shape is not what the inputs' sizes say, for sizes not seen at capture."""
+    program.graph.lint()
+    inputs = probe(program, batch=3, length=37)
+    real = graph.shapes_for(program.module, *inputs)
+    expected = _expected_shapes(program, inputs)
+    wrong = sum(tuple(a.shape) != b for a, b in zip(graph.tensors(list(real)), expected, strict=True))
+    return Law("shapes", float(wrong))
+
+
+@torch.no_grad()
+def prune_equals_mask(before: Program, after: Program, step: Step) -> Law:
+    inputs = probe(before)
+    keep = keep_by_axis(before.get(AxisMap), step.keep)
+    masked = MaskedRun(before, keep, step.remove).run(*inputs)
+    return Law("prune equals mask", difference(masked, after.module(*inputs)), tolerance(before))
+
+
+@torch.no_grad()
+def permutation(before: Program, step: Step) -> Law:
+    if not step.keep:
+        return Law("permutation", None, why="no axis was cut")
+    axes = before.get(AxisMap)
+    shuffled = {key: _shuffled(axes[key].sizes) for key in step.keep}
+    permuted = before.clone()
+    rewrite(permuted, Step("permutation", shuffled))
+    inputs = probe(before)
+    return Law("permutation", difference(before.module(*inputs), permuted.module(*inputs)), tolerance(before))
+
+
+def _shuffled(sizes: tuple[int, ...]) -> Tensor:
+    """A random order of the last axis for every row, none of them as it was: an identity would show nothing."""
+    order = torch.rand(sizes, generator=torch.Generator().manual_seed(0)).argsort(-1)
+    unchanged = (order == torch.arange(sizes[-1])).all(-1)
+    order[unchanged] = order[unchanged].flip(-1)
+    return order
+
+
+def count(before: Program, after: Program, step: Step) -> Law:
+    """Parameters that there are too many or too few, against the product of the kept sizes of each one's dims."""
+    axes = before.get(AxisMap)
+    keep = keep_by_axis(axes, step.keep)
+    remaining = after.state
+    expected = 0
+    for name, tensor in before.parameters():
+        if name in remaining:
+            dims = axes.state.get(name)
+            expected += tensor.numel() if dims is None else math.prod(kept_size(dim, keep) for dim in dims)
+    got = sum(parameter.numel() for _, parameter in after.parameters())
+    return Law("count", float(abs(expected - got)))
+
+
+def difference(x: tuple | list, y: tuple | list) -> float:
+    """Largest difference of the outputs, relative to the largest value; inf where one side is not finite."""
+    worst = 0.0
+    for a, b in zip(graph.tensors(list(x)), graph.tensors(list(y)), strict=True):
+        if a.shape != b.shape or not torch.isfinite(b).all():
+            return math.inf
+        if a.is_floating_point() and a.numel():
+            scale = a.abs().max().clamp(min=torch.finfo(a.dtype).tiny)
+            worst = max(worst, float((a - b).abs().max() / scale))
+    return worst
+
+
+def tolerance(program: Program) -> float:
+    dtypes = {p.dtype for _, p in program.parameters() if p.is_floating_point()}
+    return max((TOLERANCE[dtype] for dtype in dtypes if dtype in TOLERANCE), default=TOLERANCE[torch.float32])
+
+
+def probe(program: Program, batch: int = 2, length: int = 19) -> list[Tensor]:
+    """Inputs of a given batch and length: random tokens, with some padding on the left of the first row."""
+    generator = torch.Generator().manual_seed(0)
+    device = next((t.device for t in program.state.values() if not t.is_meta), torch.device("cpu"))
+    out = []
+    for node in program.graph.find_nodes(op="placeholder"):
+        fake = node.meta["val"]
+        shape = _concrete(fake.shape, program, batch, length)
+        if node.name == "attention_mask":
+            tensor = torch.ones(shape, dtype=fake.dtype)
+            tensor[0, : shape[1] // 4] = 0
+        elif node.name == "position_ids":
+            tensor = torch.arange(shape[-1]).expand(shape).to(fake.dtype)
+        elif fake.is_floating_point():
+            tensor = torch.randn(shape, generator=generator, dtype=torch.float64).to(fake.dtype)
+        else:
+            tensor = torch.randint(_vocabulary(program, node), shape, generator=generator).to(fake.dtype)
+        out.append(tensor.to(device))
+    return out
+
+
+def _symbols(program: Program) -> list:
+    """The sizes known at run time only, in the order of the inputs' dims: batch first, then length."""
+    fakes = [node.meta["val"] for node in program.graph.find_nodes(op="placeholder")]
+    free = [n.node.expr for fake in fakes for n in fake.shape if isinstance(n, torch.SymInt)]
+    return list(dict.fromkeys(s for expr in free for s in sorted(expr.free_symbols, key=str)))
+
+
+def _concrete(shape: tuple, program: Program, batch: int, length: int) -> list[int]:
+    values = dict(zip(_symbols(program), (batch, length, length + 1, length + 2), strict=False))
+    return [int(n) if isinstance(n, int) else int(n.node.expr.subs(values)) for n in shape]
+
+
+def _expected_shapes(program: Program, inputs: list[Tensor]) -> list[tuple[int, ...]]:
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    fakes = [node.meta["val"] for node in output.args[0] if node is not None]
+    sizes = list(inputs[0].shape[:2])
+    return [tuple(_concrete(fake.shape, program, *sizes)) for fake in fakes]
+
+
+def _vocabulary(program: Program, node: torch.fx.Node) -> int:
+    """How many token ids there are: the rows of the embedding that looks this input up."""
+    axes = program.get(AxisMap)
+    for user in node.users:
+        letters = axes.letters.get(user, {})
+        if "v" in letters:
+            return math.prod(axis.size for axis in letters["v"])  # type: ignore[misc]
+    return 2
