@@ -1,0 +1,28 @@
+"""fxcompress: a compiler for compressing language models.
+
+    small = fxcompress.apply(model, passes=[passes.PruneFFN(ratio=0.25)])
+    small.report                  what changed and what proves it
+    small.save_pretrained(path)   loads with transformers whenever the family's config can say the result
+"""
+
+from fxcompress import passes
+from fxcompress.capture import capture
+from fxcompress.compressed import CompressedModel, apply
+from fxcompress.errors import CaptureError, CompressError, ProofError
+from fxcompress.export import NotExpressible, load
+from fxcompress.program import Program
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CaptureError",
+    "CompressError",
+    "CompressedModel",
+    "NotExpressible",
+    "Program",
+    "ProofError",
+    "apply",
+    "capture",
+    "load",
+    "passes",
+]

@@ -47,6 +47,8 @@ def canonicalize(module: fx.GraphModule) -> None:
         elif node.target in _COPIES or _is_noop_cast(node) or _is_full_slice(node):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
+        elif node.target is aten.to.device:  # a program runs on one device: what is left is the cast
+            node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.meta["val"].dtype), {}
         elif node.target in _RESHAPES:
             node.target = aten.reshape.default
         elif node.target is aten.scaled_dot_product_attention.default and node.kwargs.get("scale") is None:

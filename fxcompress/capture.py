@@ -113,12 +113,16 @@ def _program(model: nn.Module, exported: torch.export.ExportedProgram, inputs: t
         node.target = name
         node._rename(name)
     copied.output(tuple(pytree.tree_leaves(output)))
+    tensors, names = _tensors(model)
+    first = {alias: name for name, aliases in names.items() for alias in aliases}
     root: dict[str, Any] = {}
     for node in graph.states(copied):
-        root[node.target] = _attribute(model, lifted, node.target)
+        node.target = first.get(node.target, node.target)
+        root[node.target] = tensors[node.target] if node.target in tensors else _of_graph(lifted, node.target)
     module = fx.GraphModule(root, copied)
     canonicalize(module)
-    names, unused = _names(model, set(root))
+    used = {node.target for node in graph.states(module.graph)}
+    unused = {name: tensor for name, tensor in tensors.items() if name not in used}
     config, generation = getattr(model, "config", None), getattr(model, "generation_config", None)
     origin = Origin(type(model), config if isinstance(model, PreTrainedModel) else None, generation)
     program = Program(module, inputs, exported.call_spec.out_spec, origin, names, unused)
@@ -135,34 +139,22 @@ def _strip_prefix(node: fx.Node) -> None:
         node.meta["nn_module_stack"] = {k: v for k, v in inner.items() if v[0]}
 
 
-def _attribute(model: nn.Module, lifted: nn.Module, name: str) -> Any:
-    """The model's own tensor where it has one of this name, so that parameters are shared and not copied."""
+def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
+    """The model's own tensors, shared and not copied, by their first names; and all names of each."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    aliases: dict[int, list[str]] = {}
+    for name, tensor in named:
+        aliases.setdefault(id(tensor), []).append(name)
+    names = {first: (first, *others) for first, *others in aliases.values()}
+    return {name: tensor for name, tensor in named if name in names}, names
+
+
+def _of_graph(lifted: nn.Module, name: str) -> Any:
+    """A constant or a nested graph that tracing made: it has no name in the model."""
     try:
-        return graph.get_attr(model, name)
+        return graph.get_attr(lifted, _PREFIX + name)
     except AttributeError:
-        try:
-            return graph.get_attr(lifted, _PREFIX + name)
-        except AttributeError:
-            return graph.get_attr(lifted, name)
-
-
-def _names(model: nn.Module, used: set[str]) -> tuple[dict[str, tuple[str, ...]], dict[str, Tensor]]:
-    """All names of each tensor, by the name the graph uses, and the tensors that the graph does not read."""
-    by_tensor: dict[int, list[str]] = {}
-    tensors: dict[int, Tensor] = {}
-    for name, tensor in [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]:
-        by_tensor.setdefault(id(tensor), []).append(name)
-        tensors[id(tensor)] = tensor
-    names, unused = {}, {}
-    for key, aliases in by_tensor.items():
-        first = next((name for name in aliases if name in used), aliases[0])
-        names[first] = tuple(aliases)
-        if first not in used:
-            unused[first] = tensors[key]
-    return names, unused
+        return graph.get_attr(lifted, name)
 
 
 def _explain(error: Exception, model: nn.Module) -> CaptureError:

@@ -64,6 +64,13 @@ def replace(node: fx.Node, target: Callable, args: tuple, kwargs: dict | None = 
     return new
 
 
+def replace_arguments(graph: fx.Graph, function: Callable[[Any], Any]) -> None:
+    """Map every constant argument of every call."""
+    for node in calls(graph):
+        node.args = fx.node.map_aggregate(node.args, lambda a: a if isinstance(a, fx.Node) else function(a))
+        node.kwargs = fx.node.map_aggregate(node.kwargs, lambda a: a if isinstance(a, fx.Node) else function(a))
+
+
 def tensors(value: Any) -> Iterator[Tensor]:
     """The tensors in a value that may be a list of them."""
     if isinstance(value, Tensor):

@@ -6,7 +6,7 @@ until the graph changes. A program shares its tensors with the model it was capt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -93,11 +93,11 @@ class Program:
         graph.refresh(self.module)
         self._analyses.clear()
 
-    def map_state(self, function: Any) -> Program:
-        """A clone whose every tensor is the function of the tensor here; ties stay ties."""
+    def map_state(self, function: Callable[[str, Tensor], Tensor]) -> Program:
+        """A clone whose every tensor is the function of the name and tensor here; ties stay ties."""
         new = self.clone()
         for name, tensor in self.state.items():
-            value = function(tensor.detach())
+            value = function(name, tensor.detach())
             if isinstance(tensor, torch.nn.Parameter):
                 value = torch.nn.Parameter(value, requires_grad=tensor.requires_grad and value.is_floating_point())
             if name in new.unused:
@@ -105,6 +105,23 @@ class Program:
             else:
                 new.set_state(name, value)
         return new
+
+    def in_float64(self) -> Program:
+        """The same program computing in float64 throughout: casts to narrower floats are widened with the weights."""
+        wide = self.map_state(lambda _, t: t.double() if t.is_floating_point() else t)
+        graph.replace_arguments(wide.graph, lambda a: torch.float64 if a in _FLOATS else a)
+        wide.changed()
+        return wide
+
+    def on_device(self, device: torch.device) -> Program:
+        """The same program on another device; what the graph makes is made there."""
+        moved = self.map_state(lambda _, t: t.to(device))
+        graph.replace_arguments(moved.graph, lambda a: device if isinstance(a, torch.device) else a)
+        for node in moved.graph.find_nodes(op="placeholder"):
+            with node.meta["val"].fake_mode:
+                node.meta = {**node.meta, "val": node.meta["val"].to(device)}
+        moved.changed()
+        return moved
 
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return ((n, t) for n, t in self.state.items() if isinstance(t, torch.nn.Parameter))
@@ -120,6 +137,7 @@ class Program:
         return {container: list(items) for container, items in found.items()}
 
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 _IGNORED = {"use_cache", "return_dict"}  # a program keeps no cache and returns its model's own class
 
 

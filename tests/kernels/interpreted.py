@@ -3,6 +3,9 @@
 Run by test_triton.py in a process of its own, with TRITON_INTERPRET=1.
 """
 
+import ctypes
+import mmap
+
 import pytest
 import torch
 from torch import Tensor
@@ -55,18 +58,20 @@ def test_the_input_may_have_any_strides():
     torch.testing.assert_close(causal_conv1d(x.repeat_interleave(2, -1)[..., ::2], weight, bias, "silu"), y)
 
 
-def in_nan(t: Tensor) -> tuple[Tensor, Tensor]:
-    """The tensor inside a buffer that is NaN all around it, and that buffer."""
-    buffer = torch.full((t.numel() + 256,), torch.nan, dtype=t.dtype)
-    inside = buffer[128:-128].view(t.shape)
-    inside.copy_(t)
-    return inside, buffer
+def fenced(t: Tensor) -> tuple[Tensor, Tensor]:
+    """The tensor at the end of a buffer that is NaN before it and has a page behind it that none may touch."""
+    space = (t.nbytes // mmap.PAGESIZE + 1) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, space + mmap.PAGESIZE)
+    buffer = torch.frombuffer(memory, dtype=t.dtype, count=space // t.itemsize).fill_(torch.nan)
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(buffer.data_ptr() + space), mmap.PAGESIZE, 0) == 0
+    inside = buffer[-t.numel() :].view(t.shape)
+    return inside.copy_(t), buffer
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_it_reads_and_writes_nothing_outside_its_tensors(shape: tuple[int, int, int, int]):
-    x, weight, bias = (in_nan(t)[0] for t in sample(shape))
-    y, buffer = in_nan(torch.full_like(x, torch.nan))
+    x, weight, bias = (fenced(t)[0] for t in sample(shape))
+    y, buffer = fenced(torch.full_like(x, torch.nan))
     launch(x, weight, bias, y, silu=True)
     assert y.isfinite().all()
     assert buffer.isfinite().sum() == y.numel()

@@ -59,6 +59,11 @@ def each(inputs: tuple, change: Callable[[Tensor], Tensor]) -> tuple:
     return tuple(change(x) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
 
 
+def scattered(inputs: tuple) -> tuple:
+    """The inputs with other strides."""
+    return each(inputs, lambda x: x.mT.contiguous().mT if x.dim() > 1 else x.repeat_interleave(2)[::2])
+
+
 def trainable(name: str, dtype: torch.dtype = torch.float64) -> tuple:
     return each(sample(name, dtype), lambda x: x.detach().requires_grad_())
 
@@ -116,10 +121,18 @@ def test_autocast_does_not_reach_inside(name: str):
 @every_op
 def test_strides_do_not_matter(name: str):
     inputs = sample(name)
-    scattered = each(inputs, lambda x: x.mT.contiguous().mT if x.dim() > 1 else x.repeat_interleave(2)[::2])
-    y = getattr(kernels, name)(*scattered)
+    y = getattr(kernels, name)(*scattered(inputs))
     assert y.is_contiguous()
     torch.testing.assert_close(y, getattr(kernels, name)(*inputs))
+
+
+@every_op
+def test_gradients_are_contiguous_as_the_compiler_was_told(name: str):
+    inputs = scattered(sample(name))
+    wanted = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.is_floating_point()]
+    backward = getattr(torch.ops.fxcompress, f"{name}_backward").default
+    grad = torch.ones_like(getattr(kernels, name)(*inputs)).mT.contiguous().mT
+    torch.library.opcheck(backward, (grad, wanted, *inputs), test_utils=("test_schema", "test_faketensor"))
 
 
 @every_op

@@ -1,0 +1,100 @@
+"""What a user holds after compression: called as the model was, with a report, and ways out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxcompress.capture import capture
+from fxcompress.pipeline import Pass, Pipeline, Progress, check_values
+from fxcompress.plan import Step
+from fxcompress.program import Program
+from fxcompress.report import Report
+
+
+class CompressedModel(nn.Module):
+    """A compressed model: ``model(input_ids=ids)`` returns the original class of outputs.
+
+    ``report`` says what changed and what proves it; ``steps`` is the plan, as data.
+    """
+
+    def __init__(self, program: Program, steps: Sequence[Step], report: Report) -> None:
+        super().__init__()
+        self.graph_module = program.module
+        self.program, self.steps, self.report = program, list(steps), report
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's outputs for whole sequences, without a cache."""
+        return self.program(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> CompressedModel:
+        """Dropout and the like are captured as they run in eval mode; only the flag changes."""
+        self.training = mode
+        return self
+
+    def to_transformers(self) -> Any:
+        """An ordinary model of the original class with a smaller config, checked to give the same logits.
+
+        Raises ``fxcompress.NotExpressible`` when no config of the class has these shapes.
+        """
+        from fxcompress.export import to_transformers
+
+        return to_transformers(self.program, self.steps)
+
+    @torch.no_grad()
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate with transformers, cache included; takes what ``generate`` of the original class takes."""
+        if not hasattr(self, "_ordinary"):
+            object.__setattr__(self, "_ordinary", self.to_transformers())
+        return self._ordinary.generate(*args, **kwargs)
+
+    def save_pretrained(self, path: str | Path, source: str | Path | None = None) -> Path:
+        """Save to a new directory: see ``fxcompress.export.save``."""
+        from fxcompress.export import save
+
+        return save(self, path, source)
+
+
+def apply(
+    model: nn.Module | Program | CompressedModel,
+    passes: Sequence[Pass],
+    calibration: Any = None,
+    *,
+    example_inputs: Any = None,
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> CompressedModel:
+    """Compress a model with passes, in order, each verified before the next. The user's model is left alone.
+
+    calibration: batches for passes that score by activations: an iterable of dicts of tensors or of token ids
+    (batch, length), or one tensor of ids (samples, length).
+    example_inputs: for modules that are not models of transformers, see ``fxcompress.capture``.
+    verify: check the laws after every pass and raise ProofError when one does not hold.
+    progress: a function (what, steps or None) -> context manager that yields a function to call after each step.
+
+    Raises CompressError for requests that cannot be carried out, before anything is changed. On ``meta`` weights this
+    is a dry run: shapes, counts and config of the result, with the first indices kept.
+    """
+    earlier, reports = [], []
+    if isinstance(model, CompressedModel):
+        earlier, reports = list(model.steps), list(model.report.passes)
+        program = model.program
+    else:
+        program = model if isinstance(model, Program) else capture(model, example_inputs)
+    check_values(program)
+    pipeline = Pipeline(tuple(passes), verify, progress)
+    result = _own(pipeline.run(program, calibration), program)
+    report = Report.of(pipeline.records)
+    report.passes[:0] = reports
+    return CompressedModel(result, [*earlier, *(record.step for record in pipeline.records)], report)
+
+
+def _own(result: Program, original: Program) -> Program:
+    """The result with tensors of its own: training it must not change the user's model."""
+    shared = {id(tensor) for tensor in original.state.values()}
+    return result.map_state(lambda name, t: t.clone() if id(result.state[name]) in shared else t)

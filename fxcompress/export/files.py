@@ -1,0 +1,41 @@
+"""Output directories: written beside and renamed into place, so that a final name never holds half a result."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from fxcompress.errors import CompressError
+
+
+def prepare_output(path: str | Path, need_bytes: int = 0) -> Path:
+    """Raise CompressError, before any work, where the output could not be written: taken, not writable, no space."""
+    target = Path(path).absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CompressError(f"{target} exists and is not an empty directory; choose another output")
+    parent = next(p for p in target.parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise CompressError(f"{parent} is not a directory that can be written to")
+    free = shutil.disk_usage(parent).free
+    if need_bytes > free:
+        raise CompressError(f"{target} needs {need_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+    return target
+
+
+@contextlib.contextmanager
+def output_directory(path: str | Path, need_bytes: int = 0) -> Iterator[Path]:
+    """A temporary sibling that becomes ``path`` when the block ends well, and vanishes when it does not."""
+    target = prepare_output(path, need_bytes)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield beside
+        beside.chmod(0o755)  # mkdtemp makes it private
+        os.replace(beside, target)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise

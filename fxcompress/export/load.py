@@ -1,0 +1,100 @@
+"""Load a saved result: build the base on ``meta``, capture it, replay the sizes, fill in the weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from fxcompress.capture import capture
+from fxcompress.errors import CompressError
+from fxcompress.export.save import FORMAT, MANIFEST, sha256
+from fxcompress.export.transformers import renumbering
+from fxcompress.plan import Step
+from fxcompress.program import Program
+from fxcompress.rewrite import rewrite
+
+if TYPE_CHECKING:
+    from fxcompress.compressed import CompressedModel
+
+
+def load(path: str | Path, model: nn.Module | None = None, example_inputs: Any = None) -> CompressedModel:
+    """The result that was saved in a directory.
+
+    ``model``, ``example_inputs``: for results of plain modules, the module as it was before compression (its weights
+    are not read) and the inputs it was captured with. Raises CompressError for files that are missing or changed.
+    """
+    from fxcompress.compressed import CompressedModel, Report
+
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    for name, digest in manifest["sha256"].items():
+        file = folder / Path(name).name
+        if not file.is_file():
+            raise CompressError(f"{folder}: {name} is missing")
+        if sha256(file) != digest:
+            raise CompressError(f"{file} is not the file that was saved: its hash differs")
+    steps = [Step.from_json(step) for step in manifest["steps"]]
+    report = Report.from_json(manifest["report"])
+    if manifest["loads_with"] == "transformers":
+        whole = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        return CompressedModel(capture(whole.eval()), [], report)
+    base = model if model is not None else _base_on_meta(manifest["base"])
+    program = _replay(capture(base.to("meta") if model is None else base, example_inputs), steps)
+    return CompressedModel(_filled(program, steps, folder), steps, report)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise CompressError(f"{folder} holds no {MANIFEST}: it is not a result of fxcompress")
+    try:
+        manifest = json.loads(file.read_text())
+        version = manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CompressError(f"{file} cannot be read: {error}") from error
+    if version != FORMAT:
+        raise CompressError(f"{file} has format {version}; this version of fxcompress reads format {FORMAT}")
+    return manifest
+
+
+def _base_on_meta(base: dict[str, Any]) -> nn.Module:
+    """The original class, by its name in transformers alone: no other code is ever imported."""
+    kind = getattr(transformers, str(base["class"]), None)
+    if base["config"] is None or not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise CompressError(f"{base['class']} is not a class of transformers: pass model= and example_inputs=")
+    config = kind.config_class.from_dict(base["config"])
+    with torch.device("meta"):
+        return kind(config).eval()
+
+
+def _replay(program: Program, steps: list[Step]) -> Program:
+    program = program.clone()
+    for step in steps:
+        rewrite(program, step)
+    return program
+
+
+def _filled(program: Program, steps: list[Step], folder: Path) -> Program:
+    """The program with its tensors read from the files."""
+    stored: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            stored.update(load_file(file))
+        except (SafetensorError, OSError) as error:
+            raise CompressError(f"{file} cannot be read: {error}") from error
+    names = renumbering(program, steps)
+    missing = sorted(names[name] for name in program.state if names[name] not in stored)
+    if missing:
+        raise CompressError(f"{folder}: {len(missing)} tensors are missing, {missing[0]} among them")
+    for name, tensor in program.state.items():
+        found = tuple(stored[names[name]].shape)
+        if found != tuple(tensor.shape):
+            raise CompressError(f"{names[name]} has shape {found} in the file, {tuple(tensor.shape)} by the plan")
+    return program.map_state(lambda name, _: stored[names[name]]).on_device(torch.device("cpu"))

@@ -1,0 +1,131 @@
+"""One saved form for every result: safetensors and ``fxcompress.json``; nothing in it is pickled.
+
+When the family's config can say the result, the directory is an ordinary transformers checkpoint as well. When it
+cannot, there is no ``config.json``, so that nothing loads the weights into a model of the wrong shape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from fxcompress.export.config import NotExpressible
+from fxcompress.export.files import output_directory
+from fxcompress.export.transformers import file_tensors, renumbering, to_transformers
+from fxcompress.plan import Step
+from fxcompress.program import Program
+
+if TYPE_CHECKING:
+    from fxcompress.compressed import CompressedModel
+
+FORMAT = 1
+MANIFEST = "fxcompress.json"
+WEIGHTS = "model.safetensors"
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json"),
+)
+
+
+def save(model: CompressedModel, path: str | Path, source: str | Path | None = None) -> Path:
+    """Write a result to a new directory and return it.
+
+    ``source``: the directory of the original checkpoint, whose tokenizer files are copied along; by default where the
+    model was loaded from. Raises CompressError before work starts when the directory cannot be written, and
+    ProofError when what was saved does not load as what was in memory.
+    """
+    program, steps = model.program, model.steps
+    if program.is_meta:
+        from fxcompress.errors import CompressError
+
+        raise CompressError("weights on meta have no values to save; this was a dry run")
+    need = sum(t.numel() * t.element_size() for t in program.state.values())
+    target = Path(path)
+    with output_directory(target, need + (1 << 20)) as folder:
+        kind, why = _write_weights(program, steps, folder)
+        _copy_tokenizer(source or _source_of(program), folder)
+        (folder / MANIFEST).write_text(json.dumps(manifest(model, kind, why, folder), indent=1) + "\n")
+        _reload_equals_saved(model, folder)
+    return target
+
+
+def _write_weights(program: Program, steps: Sequence[Step], folder: Path) -> tuple[str, str]:
+    """As a transformers checkpoint where the config can say it, else as tensors alone with the reason."""
+    try:
+        ordinary = to_transformers(program, steps)
+    except NotExpressible as refusal:
+        tensors = file_tensors(program, renumbering(program, steps))
+        save_file({k: t.cpu().contiguous() for k, t in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+        return "fxcompress", str(refusal)
+    ordinary.save_pretrained(folder)
+    return "transformers", ""
+
+
+def manifest(model: CompressedModel, kind: str, why: str, folder: Path) -> dict[str, Any]:
+    origin = model.program.origin
+    return {
+        "format": FORMAT,
+        "loads_with": kind,
+        "why_not_transformers": why,
+        "base": {
+            "class": origin.model_class.__name__,
+            "config": None if origin.config is None else origin.config.to_dict() | {"architectures": None},
+        },
+        "steps": [step.to_json() for step in model.steps],
+        "report": model.report.to_json(),
+        "versions": versions(),
+        "sha256": {file.name: sha256(file) for file in sorted(folder.glob("*.safetensors"))},
+    }
+
+
+def versions() -> dict[str, str]:
+    from fxcompress import __version__
+
+    return {
+        "fxcompress": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _reload_equals_saved(model: CompressedModel, folder: Path) -> None:
+    from fxcompress import verify
+    from fxcompress.errors import ProofError
+    from fxcompress.export.load import load
+
+    if model.program.origin.config is None:
+        return  # a plain module is rebuilt by its owner
+    again = load(folder)
+    inputs = verify.probe(model.program)
+    with torch.no_grad():
+        error = verify.difference(model.program.module(*inputs), again.program.module(*inputs))
+    if error > verify.tolerance(model.program):
+        raise ProofError(f"what was saved differs from what was in memory: relative error {error:.2g}")
+    model.report.reload_error = error
+
+
+def _source_of(program: Program) -> str | None:
+    config = program.origin.config
+    return getattr(config, "_name_or_path", None) or None
+
+
+def _copy_tokenizer(source: str | Path | None, folder: Path) -> None:
+    for name in _TOKENIZER_FILES if source and Path(source).is_dir() else ():
+        file = Path(source) / name  # type: ignore[arg-type]
+        if file.is_file() and not (folder / name).exists():
+            shutil.copyfile(file, folder / name)

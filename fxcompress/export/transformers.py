@@ -1,0 +1,156 @@
+"""A compressed model as an ordinary model of its class, when the class's config can say it.
+
+Lists of layers are renumbered where layers were removed. Equal shapes are not enough: some classes derive constants
+from sizes, so the logits are compared too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxcompress import verify
+from fxcompress.axes import AxisMap
+from fxcompress.capture import capture
+from fxcompress.export.config import NotExpressible, find_configs
+from fxcompress.plan import Step
+from fxcompress.program import Program
+
+
+def to_transformers(program: Program, steps: Iterable[Step]) -> Any:
+    """A model of the origin's class with a smaller config and the program's weights.
+
+    Raises NotExpressible when no config of the class has these shapes, or when its logits differ.
+    """
+    origin = program.origin
+    if origin.config is None:
+        raise NotExpressible(f"{origin.model_class.__name__} is a plain module: it has no config to describe the result")
+    names = renumbering(program, steps)
+    tensors = file_tensors(program, names)
+    target = {name: tuple(t.shape) for name, t in _with_aliases(program, names, tensors).items()}
+    persistent = _persistent_names(origin)
+    target = {name: shape for name, shape in target.items() if persistent is None or _old(name, names) in persistent}
+    weights = {name: t for name, t in tensors.items() if name in target}
+    worst = 0.0
+    for config in itertools.islice(find_configs(origin.model_class, origin.config, target, removed_layers(program, steps)), _TRIED):
+        model = _build(program, config, weights)
+        error = _difference(program, model)
+        if error <= verify.tolerance(program):
+            return model
+        worst = max(worst, error)
+    raise NotExpressible(
+        f"{origin.model_class.__name__} with the sizes of the result computes something else (relative difference of the"
+        f" logits {worst:.2g}): its config fixes how the sizes are divided, or derives a constant from one that was cut"
+    )
+
+
+_TRIED = 6  # configs with the right shapes whose models are compared
+
+
+def _build(program: Program, config: Any, weights: dict[str, Tensor]) -> Any:
+    kind = program.origin.model_class
+    if program.is_meta:
+        with torch.device("meta"):
+            model = kind(config)
+    else:
+        model = kind.from_pretrained(None, config=config, state_dict=weights, dtype=_dtype(program))
+        model.generation_config = program.origin.generation_config or model.generation_config
+    return model.eval()
+
+
+def _difference(program: Program, model: Any) -> float:
+    """How far the model's logits are from the program's; on meta, whether the sizes of their groups differ."""
+    if program.is_meta:
+        theirs = {g.key: g.sizes for g in capture(model).get(AxisMap).groups}
+        return 0.0 if sorted(theirs.values()) == sorted(g.sizes for g in program.get(AxisMap).groups) else math.inf
+    inputs = dict(zip(program.inputs, verify.probe(program), strict=True))
+    with torch.no_grad():
+        ours = program(**inputs).logits
+        try:
+            logits = model(**inputs, use_cache=False).logits
+        except (RuntimeError, IndexError, ValueError):  # shapes agree, and yet it does not run: not this config
+            return math.inf
+    mask = inputs.get("attention_mask")
+    return verify.difference(_real(ours, mask), _real(logits, mask))
+
+
+def _real(logits: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """Logits at tokens that are not padding: what models give at padding is nobody's business."""
+    return [logits if mask is None else logits[mask.bool()]]
+
+
+def removed_layers(program: Program, steps: Iterable[Step]) -> dict[str, list[int]]:
+    """Positions removed from each list of layers, by the list's original length."""
+    out: dict[str, list[int]] = {}
+    lengths = _original_lengths(program)
+    for path in (path for step in steps for path in step.remove):
+        container, _, position = path.rpartition(".")
+        out.setdefault(str(lengths[container]), []).append(int(position))
+    return out
+
+
+def _original_lengths(program: Program) -> dict[str, int]:
+    """How many items each list of modules had in the origin, read off the names of its tensors."""
+    lengths: dict[str, int] = {}
+    for aliases in program.names.values():
+        for name in aliases:
+            for match in re.finditer(r"\.(\d+)(?=\.)", name):
+                container = name[: match.start()]
+                lengths[container] = max(lengths.get(container, 0), int(match[1]) + 1)
+    return lengths
+
+
+def renumbering(program: Program, steps: Iterable[Step]) -> dict[str, str]:
+    """Every tensor's name in the program -> its name in a checkpoint without the removed layers."""
+    removed = [path for step in steps for path in step.remove]
+    out = {}
+    for name in dict.fromkeys([*program.names, *program.used_names()]):
+        if not any(name.startswith(path + ".") for path in removed):
+            out[name] = _renumbered(name, removed)
+    return out
+
+
+def _renumbered(name: str, removed: list[str]) -> str:
+    for path in removed:
+        container, _, gone = path.rpartition(".")
+        match = re.match(re.escape(container) + r"\.(\d+)\.", name)
+        if match:
+            below = sum(p.startswith(container + ".") and int(p.rpartition(".")[2]) < int(match[1]) for p in removed)
+            return f"{container}.{int(match[1]) - below}.{name[match.end() :]}"
+    return name
+
+
+def file_tensors(program: Program, names: dict[str, str]) -> dict[str, Tensor]:
+    """The program's tensors by their names in the checkpoint, each tensor once."""
+    state = program.state
+    return {new: state[old].detach() for old, new in names.items() if old in state}
+
+
+def _with_aliases(program: Program, names: dict[str, str], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tied tensors under all of their names, as a model's state dict lists them."""
+    out = dict(tensors)
+    for first, aliases in program.names.items():
+        if first in names and names[first] in tensors:
+            for alias in aliases:
+                out.setdefault(names[first] if alias == first else alias, tensors[names[first]])
+    return out
+
+
+def _persistent_names(origin: Any) -> set[str] | None:
+    """Names that a checkpoint of the origin's class holds: buffers that are computed anew are not among them."""
+    with torch.device("meta"):
+        return set(origin.model_class(origin.config).state_dict())
+
+
+def _old(name: str, names: dict[str, str]) -> str:
+    return next((old for old, new in names.items() if new == name), name)
+
+
+def _dtype(program: Program) -> torch.dtype:
+    return next(p.dtype for _, p in program.parameters() if p.is_floating_point())

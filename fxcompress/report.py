@@ -1,0 +1,127 @@
+"""What changed and what proves it: parameters, bytes, operations and cache, pass by pass; JSON, text, HTML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+
+FIGURES = {
+    "parameters": "parameters",
+    "weight_bytes": "weight bytes",
+    "prefill_flops_per_token": "FLOPs per token, prefill",
+    "decode_flops_per_token": "FLOPs per token, decode",
+    "cache_bytes_per_token": "cache bytes per token",
+    "cache_bytes_per_sequence": "state bytes per sequence",
+}
+
+
+@dataclass
+class Report:
+    """Plain data: one entry a pass, each with options, rows (asked, got, why), laws and the figures around it."""
+
+    passes: list[dict[str, Any]] = field(default_factory=list)
+    reload_error: float | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, records: Iterable[Any]) -> Report:
+        """From the records of a pipeline."""
+        return cls([_entry(record) for record in records])
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Report:
+        return cls(list(data["passes"]), data.get("reload_error"), dict(data.get("notes", {})))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def summary(self) -> dict[str, tuple[int, int]]:
+        """Each figure before the first and after the last pass."""
+        if not self.passes:
+            return {}
+        first, last = self.passes[0]["before"], self.passes[-1]["after"]
+        return {name: (first[name], last[name]) for name in FIGURES}
+
+    def write(self, folder: str | Path) -> list[Path]:
+        """Write report.json, report.html and report.txt into a folder."""
+        folder = Path(folder)
+        files = {
+            "report.json": json.dumps(self.to_json(), indent=1) + "\n",
+            "report.html": self.to_html(),
+            "report.txt": self.to_text(),
+        }
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        return [folder / name for name in files]
+
+    def to_text(self, width: int = 110) -> str:
+        console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        console.print(self)
+        return console.export_text()
+
+    def to_html(self) -> str:
+        from fxcompress.report_html import render
+
+        return render(self)
+
+    def __rich__(self) -> Group:
+        return Group(self._summary_table(), *(_pass_table(entry) for entry in self.passes))
+
+    def _summary_table(self) -> Table:
+        table = Table(title="Before and after", title_justify="left")
+        for name in ("", "before", "after", "ratio"):
+            table.add_column(name, justify="left" if not name else "right")
+        for name, (before, after) in self.summary().items():
+            if before or after:
+                table.add_row(FIGURES[name], f"{before:,}", f"{after:,}", f"{after / before:.3f}" if before else "")
+        if self.reload_error is not None:
+            table.add_row("saved equals reloaded", "", f"error {self.reload_error:.1e}", "")
+        return table
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+
+def _entry(record: Any) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "options": record.options,
+        "rows": [asdict(row) for row in record.rows],
+        "laws": [asdict(law) | {"holds": law.holds} for law in record.laws],
+        "before": record.before.to_json(),
+        "after": record.after.to_json(),
+    }
+
+
+def collapse(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any], int]]:
+    """Rows alike but for their key, as one line: (first key, row, how many)."""
+    out: dict[tuple, tuple[str, dict[str, Any], int]] = {}
+    for row in rows:
+        alike = tuple((k, v) for k, v in row.items() if k != "key")
+        first, kept, count = out.get(alike, (row["key"], row, 0))
+        out[alike] = (first, kept, count + 1)
+    return list(out.values())
+
+
+def _pass_table(entry: Mapping[str, Any]) -> Group:
+    options = ", ".join(f"{k}={v!r}" for k, v in entry["options"].items())
+    table = Table(title=f"{entry['name']}({options})", title_justify="left")
+    for name in ("group", "role", "of", "asked", "got", "step", "why not"):
+        table.add_column(name, justify="left" if name in ("group", "role", "why not") else "right", overflow="fold")
+    for key, row, count in collapse(entry["rows"]):
+        name = key if count == 1 else f"{key} and {count - 1} like it"
+        table.add_row(name, row["role"], str(row["of"]), f"{row['asked']:g}", str(row["got"]), str(row["step"]), row["why"])
+    return Group(table, *(_law_line(law) for law in entry["laws"]))
+
+
+def _law_line(law: Mapping[str, Any]) -> str:
+    if law["error"] is None:
+        return f"  {law['name']}: not checked ({law['why']})"
+    verdict = "holds" if law["holds"] else "FAILS"
+    return f"  {law['name']}: {verdict}, error {law['error']:.2g} (at most {law['tolerance']:g})"
