@@ -7,9 +7,9 @@
 
 from fxcompress import passes
 from fxcompress.capture import capture
-from fxcompress.compressed import CompressedModel, apply
+from fxcompress.compressed import CompressedModel, apply, load
 from fxcompress.errors import CaptureError, CompressError, ProofError
-from fxcompress.export import NotExpressible, load
+from fxcompress.export import NotExpressible
 from fxcompress.program import Program
 
 __version__ = "0.1.0"

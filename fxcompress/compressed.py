@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxcompress import export
 from fxcompress.capture import capture
 from fxcompress.pipeline import Pass, Pipeline, Progress, check_values
 from fxcompress.plan import Step
@@ -42,9 +43,7 @@ class CompressedModel(nn.Module):
 
         Raises ``fxcompress.NotExpressible`` when no config of the class has these shapes.
         """
-        from fxcompress.export import to_transformers
-
-        return to_transformers(self.program, self.steps)
+        return export.to_transformers(self.program, self.steps)
 
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -55,9 +54,7 @@ class CompressedModel(nn.Module):
 
     def save_pretrained(self, path: str | Path, source: str | Path | None = None) -> Path:
         """Save to a new directory: see ``fxcompress.export.save``."""
-        from fxcompress.export import save
-
-        return save(self, path, source)
+        return export.save(self.program, self.steps, self.report, path, source)
 
 
 def apply(
@@ -92,6 +89,11 @@ def apply(
     report = Report.of(pipeline.records)
     report.passes[:0] = reports
     return CompressedModel(result, [*earlier, *(record.step for record in pipeline.records)], report)
+
+
+def load(path: str | Path, model: nn.Module | None = None, example_inputs: Any = None) -> CompressedModel:
+    """The result that was saved in a directory: see ``fxcompress.export.load``."""
+    return CompressedModel(*export.load(path, model, example_inputs))
 
 
 def _own(result: Program, original: Program) -> Program:

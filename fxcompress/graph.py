@@ -71,6 +71,13 @@ def replace_arguments(graph: fx.Graph, function: Callable[[Any], Any]) -> None:
         node.kwargs = fx.node.map_aggregate(node.kwargs, lambda a: a if isinstance(a, fx.Node) else function(a))
 
 
+def map_inputs(graph: fx.Graph, function: Callable[[Tensor], Tensor]) -> None:
+    """Map the fake values of the inputs; ``refresh`` carries the change through the graph."""
+    for node in graph.find_nodes(op="placeholder"):
+        with node.meta["val"].fake_mode:
+            node.meta = {**node.meta, "val": function(node.meta["val"])}
+
+
 def tensors(value: Any) -> Iterator[Tensor]:
     """The tensors in a value that may be a list of them."""
     if isinstance(value, Tensor):

@@ -110,6 +110,7 @@ class Program:
         """The same program computing in float64 throughout: casts to narrower floats are widened with the weights."""
         wide = self.map_state(lambda _, t: t.double() if t.is_floating_point() else t)
         graph.replace_arguments(wide.graph, lambda a: torch.float64 if a in _FLOATS else a)
+        graph.map_inputs(wide.graph, lambda t: t.double() if t.is_floating_point() else t)
         wide.changed()
         return wide
 
@@ -117,9 +118,7 @@ class Program:
         """The same program on another device; what the graph makes is made there."""
         moved = self.map_state(lambda _, t: t.to(device))
         graph.replace_arguments(moved.graph, lambda a: device if isinstance(a, torch.device) else a)
-        for node in moved.graph.find_nodes(op="placeholder"):
-            with node.meta["val"].fake_mode:
-                node.meta = {**node.meta, "val": node.meta["val"].to(device)}
+        graph.map_inputs(moved.graph, lambda t: t.to(device))
         moved.changed()
         return moved
 

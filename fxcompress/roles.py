@@ -2,7 +2,7 @@
 
 Scans and attention name theirs by the letters of their rules. Two more are shapes of the graph:
 
-* ``residual``: the axis of a sum x + f(x), where one operand of the addition comes from the other;
+* ``residual``: an axis of a sum x + f(x), where one operand of the addition comes from the other;
 * ``ffn_neuron``: made by one projection, consumed by another, with pointwise ops between, at least one not linear
   (or else a low-rank adapter would match).
 """
@@ -33,9 +33,8 @@ _ADDS = {aten.add.Tensor, aten.add_.Tensor}
 
 def read_roles(axes: AxisMap) -> Iterator[tuple[Axis, str]]:
     for node in residual_adds(axes.program.graph):
-        if isinstance(axes.dims.get(node), tuple):
-            for axis in leaves(axes.dims[node][-1]):
-                yield axis, "residual"
+        for dim in axes.dims.get(node, ()):
+            yield from ((axis, "residual") for axis in leaves(dim) if axis not in axes.pinned)
     yield from ((axis, "ffn_neuron") for axis in _ffn_neurons(axes))
 
 

@@ -68,7 +68,7 @@ def _define_backward(name: str, reference: Compute) -> CustomOpDef:
             return reference(*(at.get(i, value) for i, value in enumerate(inputs)))
 
         with _function_transforms():
-            _, vjp = torch.func.vjp(of_wanted, *(inputs[i] for i in wanted))
+            vjp = torch.func.vjp(of_wanted, *(inputs[i] for i in wanted))[1]
             return [g.contiguous() for g in vjp(grad)]
 
     op = custom_op(name, backward, mutates_args=(), schema=schema)

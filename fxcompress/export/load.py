@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -14,24 +15,25 @@ from torch import nn
 
 from fxcompress.capture import capture
 from fxcompress.errors import CompressError
-from fxcompress.export.save import FORMAT, MANIFEST, sha256
 from fxcompress.export.transformers import renumbering
 from fxcompress.plan import Step
 from fxcompress.program import Program
+from fxcompress.report import Report
 from fxcompress.rewrite import rewrite
 
-if TYPE_CHECKING:
-    from fxcompress.compressed import CompressedModel
+
+FORMAT = 1
+MANIFEST = "fxcompress.json"
 
 
-def load(path: str | Path, model: nn.Module | None = None, example_inputs: Any = None) -> CompressedModel:
-    """The result that was saved in a directory.
+def load(
+    path: str | Path, model: nn.Module | None = None, example_inputs: Any = None
+) -> tuple[Program, list[Step], Report]:
+    """The program that was saved in a directory, the plan it still has to be told with, and its report.
 
     ``model``, ``example_inputs``: for results of plain modules, the module as it was before compression (its weights
     are not read) and the inputs it was captured with. Raises CompressError for files that are missing or changed.
     """
-    from fxcompress.compressed import CompressedModel, Report
-
     folder = Path(path)
     manifest = read_manifest(folder)
     for name, digest in manifest["sha256"].items():
@@ -42,12 +44,17 @@ def load(path: str | Path, model: nn.Module | None = None, example_inputs: Any =
             raise CompressError(f"{file} is not the file that was saved: its hash differs")
     steps = [Step.from_json(step) for step in manifest["steps"]]
     report = Report.from_json(manifest["report"])
-    if manifest["loads_with"] == "transformers":
+    if manifest["loads_with"] == "transformers":  # the smaller config says it all: nothing is left to replay
         whole = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-        return CompressedModel(capture(whole.eval()), [], report)
-    base = model if model is not None else _base_on_meta(manifest["base"])
-    program = _replay(capture(base.to("meta") if model is None else base, example_inputs), steps)
-    return CompressedModel(_filled(program, steps, folder), steps, report)
+        return capture(whole.eval()), [], report
+    base = _base_on_meta(manifest["base"]) if model is None else model
+    program = _replay(capture(base, example_inputs), steps)
+    return _filled(program, steps, folder), steps, report
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -6,29 +6,27 @@ cannot, there is no ``config.json``, so that nothing loads the weights into a mo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import shutil
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from safetensors.torch import save_file
 
+from fxcompress import verify
+from fxcompress.errors import CompressError, ProofError
 from fxcompress.export.config import NotExpressible
 from fxcompress.export.files import output_directory
+from fxcompress.export.load import MANIFEST, FORMAT, load, sha256
 from fxcompress.export.transformers import file_tensors, renumbering, to_transformers
 from fxcompress.plan import Step
 from fxcompress.program import Program
+from fxcompress.report import Report
 
-if TYPE_CHECKING:
-    from fxcompress.compressed import CompressedModel
-
-FORMAT = 1
-MANIFEST = "fxcompress.json"
 WEIGHTS = "model.safetensors"
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
@@ -36,26 +34,27 @@ _TOKENIZER_FILES = (
 )
 
 
-def save(model: CompressedModel, path: str | Path, source: str | Path | None = None) -> Path:
-    """Write a result to a new directory and return it.
+def save(
+    program: Program, steps: Sequence[Step], report: Report, path: str | Path, source: str | Path | None = None
+) -> Path:
+    """Write a result to a new directory, with its report in JSON, HTML and text, and return the directory.
 
     ``source``: the directory of the original checkpoint, whose tokenizer files are copied along; by default where the
     model was loaded from. Raises CompressError before work starts when the directory cannot be written, and
     ProofError when what was saved does not load as what was in memory.
     """
-    program, steps = model.program, model.steps
     if program.is_meta:
-        from fxcompress.errors import CompressError
-
         raise CompressError("weights on meta have no values to save; this was a dry run")
     need = sum(t.numel() * t.element_size() for t in program.state.values())
-    target = Path(path)
-    with output_directory(target, need + (1 << 20)) as folder:
+    with output_directory(path, need + (1 << 20)) as folder:
         kind, why = _write_weights(program, steps, folder)
         _copy_tokenizer(source or _source_of(program), folder)
-        (folder / MANIFEST).write_text(json.dumps(manifest(model, kind, why, folder), indent=1) + "\n")
-        _reload_equals_saved(model, folder)
-    return target
+        _write_manifest(program, steps, report, kind, why, folder)
+        if program.origin.config is not None:  # a plain module is rebuilt by its owner
+            report.reload_error = _reload_error(program, folder)
+            _write_manifest(program, steps, report, kind, why, folder)
+        report.write(folder)
+    return Path(path)
 
 
 def _write_weights(program: Program, steps: Sequence[Step], folder: Path) -> tuple[str, str]:
@@ -70,53 +69,44 @@ def _write_weights(program: Program, steps: Sequence[Step], folder: Path) -> tup
     return "transformers", ""
 
 
-def manifest(model: CompressedModel, kind: str, why: str, folder: Path) -> dict[str, Any]:
-    origin = model.program.origin
-    return {
+def _write_manifest(
+    program: Program, steps: Sequence[Step], report: Report, kind: str, why: str, folder: Path
+) -> None:
+    origin = program.origin
+    manifest = {
         "format": FORMAT,
         "loads_with": kind,
         "why_not_transformers": why,
         "base": {
             "class": origin.model_class.__name__,
-            "config": None if origin.config is None else origin.config.to_dict() | {"architectures": None},
+            "config": None if origin.config is None else origin.config.to_dict(),
         },
-        "steps": [step.to_json() for step in model.steps],
-        "report": model.report.to_json(),
+        "steps": [step.to_json() for step in steps],
+        "report": report.to_json(),
         "versions": versions(),
         "sha256": {file.name: sha256(file) for file in sorted(folder.glob("*.safetensors"))},
     }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def versions() -> dict[str, str]:
-    from fxcompress import __version__
-
     return {
-        "fxcompress": __version__,
+        "fxcompress": version("fxcompress"),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
 
 
-def sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _reload_equals_saved(model: CompressedModel, folder: Path) -> None:
-    from fxcompress import verify
-    from fxcompress.errors import ProofError
-    from fxcompress.export.load import load
-
-    if model.program.origin.config is None:
-        return  # a plain module is rebuilt by its owner
-    again = load(folder)
-    inputs = verify.probe(model.program)
+def _reload_error(program: Program, folder: Path) -> float:
+    """How far what the files give is from what was in memory."""
+    again, _, _ = load(folder)
+    inputs = verify.probe(program)
     with torch.no_grad():
-        error = verify.difference(model.program.module(*inputs), again.program.module(*inputs))
-    if error > verify.tolerance(model.program):
+        error = verify.difference(program.module(*inputs), again.module(*inputs))
+    if error > verify.tolerance(program):
         raise ProofError(f"what was saved differs from what was in memory: relative error {error:.2g}")
-    model.report.reload_error = error
+    return error
 
 
 def _source_of(program: Program) -> str | None:

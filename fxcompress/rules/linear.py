@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from fxcompress.rule import einop
@@ -9,12 +13,13 @@ from fxcompress.rule import einop
 aten = torch.ops.aten
 
 
-def _flops(sizes):
+def _product(sizes: Mapping[str, Any], *letters: str) -> Any:
+    return math.prod(sizes[letter] for letter in letters)
+
+
+def _flops(sizes: Mapping[str, Any]) -> Any:
     """Two operations for each combination of indices of a contraction of two operands."""
-    total = 2
-    for size in sizes.values():
-        total = total * size
-    return total
+    return 2 * _product(sizes, *sizes)
 
 
 einop(aten.linear.default, "... i, o i, o -> ... o", flops=_flops)
@@ -36,8 +41,14 @@ einop(
 )
 einop(
     aten.scaled_dot_product_attention.default,
-    "... t d, ... s d, ... s e, ... t s -> ... t e",
-    roles={"d": "qk_channel", "e": "v_channel"},
-    flops=_flops,
+    lambda call: (
+        "b (k r) t d, b k s d, b k s e, ... t s -> b (k r) t e"
+        if call.arg("enable_gqa")
+        else "... k t d, ... k s d, ... k s e, ... t s -> ... k t e"
+        if len(call.shape) > 3
+        else "... t d, ... s d, ... s e, ... t s -> ... t e"
+    ),
+    roles={"k": "kv_head", "r": "query_head", "d": "qk_channel", "e": "v_channel"},
+    flops=lambda n: 2 * _product(n, "t", "s", *(x for x in n if x not in "tsde")) * (n["d"] + n["e"]),
     context="s",
 )

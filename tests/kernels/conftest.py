@@ -5,6 +5,42 @@ import pytest
 import torch
 from torch import Tensor
 
+INF = float("inf")
+
+
+def ssd_scan(f: Callable[..., Tensor]) -> tuple:
+    A = -f(4).abs() - 0.1
+    return f(2, 7, 4, 3), f(2, 7, 4), A, f(2, 7, 2, 5), f(2, 7, 2, 5), f(4), f(4), 4, True, 0.0, INF
+
+
+def selective_scan(f: Callable[..., Tensor]) -> tuple:
+    A = -f(4, 3).abs() - 0.1
+    return f(2, 4, 7), f(2, 4, 7), A, f(2, 3, 7), f(2, 3, 7), f(4), f(2, 4, 7), f(4), True
+
+
+def causal_conv1d(f: Callable[..., Tensor]) -> tuple:
+    return f(2, 5, 7), f(5, 4), f(5), "silu"
+
+
+def attention(f: Callable[..., Tensor]) -> tuple:
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    mask[0, :3] = False
+    return f(2, 4, 5, 4), f(2, 2, 7, 4), f(2, 2, 7, 6), mask, 0.5, True, 4, 0.0
+
+
+def experts(f: Callable[..., Tensor]) -> tuple:
+    index = torch.rand(7, 4).topk(2).indices
+    return f(7, 6), index, f(7, 2), f(4, 10, 6), f(4, 3, 5), f(4, 10), f(4, 3), True, "silu"
+
+
+OPS = {op.__name__: op for op in (attention, causal_conv1d, experts, selective_scan, ssd_scan)}
+
+
+@pytest.fixture
+def sample() -> Callable[..., tuple]:
+    """Inputs of an op by its name, small, every optional tensor present."""
+    return lambda name, dtype=torch.float64: OPS[name](lambda *shape: torch.randn(shape, dtype=dtype))
+
 
 def value_and_gradients(function: Callable[..., Tensor], inputs: tuple) -> list[Tensor]:
     """The output, and the gradients of a random projection of it by all floating-point inputs."""

@@ -1,0 +1,89 @@
+"""Tiny models on which the laws can see.
+
+Sizes differ from one another, so that a mixed-up dim shows. Weights are drawn at 1/sqrt(fan_in), and norms, biases
+and A are perturbed: at the default initialisation of a tiny model a wrong rewrite moves the logits by 1e-7.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+_COMMON = {"vocab_size": 96, "hidden_size": 48, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_ATTENTION = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128}
+_MAMBA2 = {"mamba_num_heads": 12, "mamba_head_dim": 10, "n_groups": 3, "ssm_state_size": 7, "chunk_size": 8}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {**_COMMON, **_ATTENTION, "num_hidden_layers": 3, "intermediate_size": 80, "tie_word_embeddings": True},
+    "qwen3": {**_COMMON, **_ATTENTION, "num_hidden_layers": 3, "intermediate_size": 80},
+    "mamba": {**_COMMON, "num_hidden_layers": 3, "state_size": 7, "expand": 2, "conv_kernel": 4, "time_step_rank": 5},
+    "mamba2": {
+        **_COMMON,
+        "num_hidden_layers": 3,
+        "num_heads": 12,
+        "head_dim": 8,
+        "n_groups": 3,
+        "state_size": 7,
+        "expand": 2,
+        "chunk_size": 8,
+    },
+    "nemotron_h": {
+        **_COMMON,
+        **_ATTENTION,
+        **_MAMBA2,
+        "layers_block_type": ["mamba", "mlp", "mamba", "attention", "mlp"],
+        "intermediate_size": 80,
+    },
+    "nemotron_h_moe": {
+        **_COMMON,
+        **_ATTENTION,
+        **_MAMBA2,
+        "layers_block_type": ["mamba", "moe", "attention", "moe"],
+        "intermediate_size": 80,
+        "n_routed_experts": 5,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 20,
+        "moe_shared_expert_intermediate_size": 36,
+    },
+}
+FAMILIES = tuple(CONFIGS)
+
+
+def config(name: str) -> Any:
+    return AutoConfig.for_model(name.removesuffix("_moe"), **CONFIGS[name])
+
+
+def tiny(name: str, seed: int = 0) -> PreTrainedModel:
+    """A tiny model of a family with weights that matter, in float32 and eval mode."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config(name)).eval()
+    return perturb(model, seed)
+
+
+def perturb(model: nn.Module, seed: int = 0) -> Any:
+    """Draw matrices at 1/sqrt(fan_in) and move vectors (norms, biases, A, D) off their initial values."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.dim() >= 2:
+            parameter.data = noise / parameter.shape[-1] ** 0.5
+        else:
+            parameter.data = parameter.data + 0.3 * noise
+    return model
+
+
+def ids(batch: int, length: int, vocabulary: int = 96, seed: int = 0) -> torch.Tensor:
+    return torch.randint(3, vocabulary, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def left_padded(batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and a mask whose rows begin with 0, 2, 4, ... padding tokens."""
+    mask = torch.ones(batch, length, dtype=torch.long)
+    for row in range(batch):
+        mask[row, : 2 * row] = 0
+    return ids(batch, length) * mask, mask
