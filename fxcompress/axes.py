@@ -102,12 +102,7 @@ class AxisMap:
 
     def _call(self, node: fx.Node, value: Any, equations: Equations) -> None:
         call = Call(node, self.dims, equations)
-        if node.target in RULES:
-            self.dims[node] = RULES[node.target].infer(call)
-        elif isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
-            self.dims[node] = pointwise(call)
-        else:
-            self.dims[node] = _no_rule(call, value)
+        self.dims[node] = infer(call, value)
         self.reductions[node] = call.reductions
         self.letters[node] = dict(call.letters)
         self._mixed[node] = call.mixed
@@ -179,6 +174,15 @@ class AxisMap:
             )
             for axis, places in slots.items()
         ]
+
+
+def infer(call: Call, value: Any) -> Any:
+    """The dims of what a call returns: by its rule, else as a pointwise op, else pinned."""
+    if call.node.target in RULES:
+        return RULES[call.node.target].infer(call)
+    if isinstance(call.node.target, torch._ops.OpOverload) and torch.Tag.pointwise in call.node.target.tags:
+        return pointwise(call)
+    return _no_rule(call, value)
 
 
 def pointwise(call: Call) -> Dims:

@@ -106,9 +106,9 @@ def _dynamic_dims(tensor: Tensor) -> dict[int, Any]:
 def _program(model: nn.Module, exported: torch.export.ExportedProgram, inputs: tuple[str, ...]) -> Program:
     lifted = compat.unlift(exported)
     copied = fx.Graph()
-    output = copied.graph_copy(lifted.graph, renamed := {})
-    for node in renamed.values():
-        _strip_prefix(node)
+    output = copied.graph_copy(lifted.graph, {})
+    for node in graph.states(copied):
+        node.target = node.target.removeprefix(_PREFIX)
     for node, name in zip(copied.find_nodes(op="placeholder"), inputs, strict=True):
         node.target = name
         node._rename(name)
@@ -121,6 +121,8 @@ def _program(model: nn.Module, exported: torch.export.ExportedProgram, inputs: t
         root[node.target] = tensors[node.target] if node.target in tensors else _of_graph(lifted, node.target)
     module = fx.GraphModule(root, copied)
     canonicalize(module)
+    for node in module.graph.nodes:  # after inlining: nested graphs have stacks of their own
+        _strip_stack(node)
     used = {node.target for node in graph.states(module.graph)}
     unused = {name: tensor for name, tensor in tensors.items() if name not in used}
     config, generation = getattr(model, "config", None), getattr(model, "generation_config", None)
@@ -130,9 +132,7 @@ def _program(model: nn.Module, exported: torch.export.ExportedProgram, inputs: t
     return program
 
 
-def _strip_prefix(node: fx.Node) -> None:
-    if node.op == "get_attr":
-        node.target = node.target.removeprefix(_PREFIX)
+def _strip_stack(node: fx.Node) -> None:
     stack = node.meta.get("nn_module_stack")
     if stack:
         inner = {k: (path.removeprefix("model").removeprefix("."), kind) for k, (path, kind) in stack.items()}

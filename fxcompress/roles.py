@@ -10,6 +10,8 @@ Scans and attention name theirs by the letters of their rules. Two more are shap
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 
 PROJECTIONS = {aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default}
+CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 _LINEAR_POINTWISE = {
     *(aten.add.Tensor, aten.sub.Tensor, aten.neg.default, aten.mul.Scalar, aten.div.Scalar),
     *(aten.to.dtype, aten._to_copy.default, aten.dropout.default),
@@ -40,25 +43,21 @@ def read_roles(axes: AxisMap) -> Iterator[tuple[Axis, str]]:
 
 def residual_adds(graph: fx.Graph) -> list[fx.Node]:
     """The additions x + f(x): one operand is an ancestor of the other, with a projection on the way."""
-    depth: dict[fx.Node, frozenset[fx.Node]] = {}
+    bit = {node: 1 << i for i, node in enumerate(graph.nodes)}
+    above: dict[fx.Node, int] = {}  # ancestors, as a set of bits
+    behind: dict[fx.Node, int] = {}  # those among them that a projection stands between
     found = []
     for node in graph.nodes:
-        above = frozenset().union(*(depth[n] for n in node.all_input_nodes)) if node.all_input_nodes else frozenset()
-        if node.target in _ADDS and len(node.all_input_nodes) == 2:
-            x, y = node.all_input_nodes
-            if x in depth[y] or y in depth[x]:
+        inputs = node.all_input_nodes
+        above[node] = reduce(or_, (above[n] | bit[n] for n in inputs), 0)
+        behind[node] = reduce(or_, (behind[n] for n in inputs), 0)
+        if node.target in PROJECTIONS | CONVOLUTIONS:
+            behind[node] = above[node]
+        if node.target in _ADDS and len(inputs) == 2:
+            x, y = inputs
+            if bit[x] & behind[y] or bit[y] & behind[x]:
                 found.append(node)
-            depth[node] = frozenset({node})  # what came before the last addition is no longer an operand of the next
-        elif node.op == "call_function" and node.target is aten.embedding.default:
-            depth[node] = frozenset({node})
-        else:
-            depth[node] = above | ({node} if node.op == "placeholder" and _is_float(node) else frozenset())
     return found
-
-
-def _is_float(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _ffn_neurons(axes: AxisMap) -> Iterator[Axis]:

@@ -136,7 +136,7 @@ def tolerance(program: Program) -> float:
 def probe(program: Program, batch: int = 2, length: int = 19) -> list[Tensor]:
     """Inputs of a given batch and length: random tokens, with some padding on the left of the first row."""
     generator = torch.Generator().manual_seed(0)
-    device = next((t.device for t in program.state.values() if not t.is_meta), torch.device("cpu"))
+    device = next((p.device for _, p in program.parameters()), torch.device("cpu"))
     out = []
     for node in program.graph.find_nodes(op="placeholder"):
         fake = node.meta["val"]

@@ -6,11 +6,14 @@ and A are perturbed: at the default initialisation of a tiny model a wrong rewri
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from fxcompress import Program, capture
 
 _COMMON = {"vocab_size": 96, "hidden_size": 48, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _ATTENTION = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128}
@@ -87,3 +90,9 @@ def left_padded(batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     for row in range(batch):
         mask[row, : 2 * row] = 0
     return ids(batch, length) * mask, mask
+
+
+@functools.cache
+def captured(name: str) -> Program:
+    """The tiny model of a family as a program in float64, captured once; passes work on clones of it."""
+    return capture(tiny(name)).in_float64()

@@ -1,0 +1,199 @@
+"""A model's directory as the command line takes it: every check that can be made is made before weights are read.
+
+Nothing is downloaded, no code of a checkpoint is run and no pickle is opened. Each refusal is a CompressError of one or
+two lines that names the file, the field or the tensor.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from fxcompress.errors import CompressError
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory with config and weights, or a config alone (``files`` is empty then)."""
+
+    path: Path
+    config: Any
+    files: tuple[Path, ...]
+
+    @property
+    def folder(self) -> Path:
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the config says, else what the first floating-point tensor of the weights is."""
+        return self.config.dtype or _first_dtype(self.files) or torch.float32
+
+    def on_meta(self) -> Any:
+        """The model without values: sizes, names and ops are all there."""
+        with torch.device("meta"):
+            return self._build()
+
+    def with_random_weights(self, seed: int = 0) -> Any:
+        """The model as its class initialises it."""
+        torch.manual_seed(seed)
+        return self._build()
+
+    def with_weights(self) -> Any:
+        """The model with its weights. Raises CompressError where transformers would make some of them up."""
+        if not self.files:
+            raise CompressError(f"{self.path} is a config without weights; --random makes some up")
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                self.folder,
+                **_LOCAL,
+                dtype="auto",
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                output_loading_info=True,
+            )
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise CompressError(f"{self.folder} cannot be loaded: {_first_line(error)}") from error
+        self._refuse_made_up(info)
+        return model.eval()
+
+    def tokenizer(self) -> Any:
+        try:
+            return AutoTokenizer.from_pretrained(self.folder, **_LOCAL)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CompressError(f"{self.folder} has no tokenizer that can be read: {_first_line(error)}") from error
+
+    def _build(self) -> Any:
+        try:
+            return AutoModelForCausalLM.from_config(self.config, dtype=self.dtype).eval()
+        except Exception as error:  # what a class says to sizes that do not fit may be any exception
+            raise CompressError(f"no model can be built from {self.path}: {_first_line(error)}") from error
+
+    def _refuse_made_up(self, info: dict[str, Any]) -> None:
+        missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+        if missing:
+            raise CompressError(f"{self.folder}: {_count(missing, 'tensor')} missing from the weights: {_some(missing)}")
+        if mismatched:
+            name, found, wanted = mismatched[0]
+            raise CompressError(
+                f"{self.folder}: {_count(mismatched, 'tensor')} of another shape than the config says:"
+                f" {name} is {tuple(found)}, not {tuple(wanted)}"
+            )
+
+
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Check a model's directory, or a config file, without reading the weights' values."""
+    given = Path(path)
+    file = given / CONFIG if given.is_dir() else given
+    if not given.exists():
+        raise CompressError(f"{given} does not exist: a model is a directory with {CONFIG}, or a config file")
+    if not file.is_file():
+        raise CompressError(f"{given} holds no {CONFIG}: it is not a model's directory")
+    config = _read_config(file)
+    return Checkpoint(given, config, _weight_files(given) if given.is_dir() else ())
+
+
+def _read_config(file: Path) -> Any:
+    try:
+        values = json.loads(file.read_text())
+        kind = values["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CompressError(f"{file} is not a model's config: {type(error).__name__}: {error}") from error
+    if kind not in transformers.CONFIG_MAPPING:
+        raise CompressError(f"{file}: model_type {kind!r} is unknown to transformers {_hint(kind, values)}")
+    if values.get("quantization_config"):
+        method = values["quantization_config"].get("quant_method", "some method")
+        raise CompressError(f"{file}: the weights are quantised ({method}); compress the unquantised model instead")
+    try:
+        config = AutoConfig.from_pretrained(file, **_LOCAL)
+    except Exception as error:  # a config's validator may raise any exception
+        raise CompressError(f"{file} is refused by transformers: {_first_line(error)}") from error
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise CompressError(f"{file}: transformers has no causal language model of model_type {kind!r}")
+    return config
+
+
+def _hint(kind: str, values: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(str(kind), transformers.CONFIG_MAPPING.keys(), n=3)
+    if "auto_map" in values:
+        return f"{transformers.__version__}; the checkpoint brings code of its own, which is never run"
+    return transformers.__version__ + (f"; did you mean {' or '.join(near)}?" if near else "")
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files of a checkpoint, each there and whole."""
+    if (folder / INDEX).is_file():
+        names = _indexed(folder / INDEX)
+    elif (folder / WEIGHTS).is_file():
+        names = [WEIGHTS]
+    else:
+        pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
+        if pickles:
+            raise CompressError(
+                f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code; save them as safetensors"
+            )
+        raise CompressError(f"{folder} holds no weights: there is neither {WEIGHTS} nor {INDEX}")
+    files = tuple(folder / name for name in names)
+    for file in files:
+        _check_whole(file, len(files))
+    return files
+
+
+def _indexed(index: Path) -> list[str]:
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CompressError(f"{index} is not an index of weights: {type(error).__name__}: {error}") from error
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise CompressError(f"{index} names a file outside its directory: {outside[0]}")
+    return names
+
+
+def _check_whole(file: Path, count: int) -> None:
+    """The header of a safetensors file says how long the file is."""
+    if not file.is_file():
+        raise CompressError(f"{file} is missing: the index names {count} files")
+    try:
+        with safe_open(file, "pt") as stream:
+            stream.keys()
+    except (SafetensorError, OSError) as error:
+        raise CompressError(f"{file} ({file.stat().st_size:,} bytes) is damaged or cut short: {error}") from error
+
+
+def _first_dtype(files: tuple[Path, ...]) -> torch.dtype | None:
+    for file in files:
+        with safe_open(file, "pt") as stream:
+            for name in stream.keys():  # noqa: SIM118  (the stream is no mapping)
+                dtype = _DTYPES.get(stream.get_slice(name).get_dtype())
+                if dtype is not None:
+                    return dtype
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _count(items: list, noun: str) -> str:
+    return f"{len(items)} {noun}{'s are' if len(items) > 1 else ' is'}"
+
+
+def _some(names: list[str], shown: int = 3) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -1,0 +1,192 @@
+"""A captured forward computes what the eager model computes, for sizes that capture has not seen."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import fxcompress
+from fxcompress import CaptureError, capture
+from tests import models, plain
+
+SIZES = [(2, 24), (1, 1), (3, 1), (1, 50), (5, 17)]
+
+
+@pytest.fixture(scope="module", params=models.FAMILIES)
+def pair(request):
+    model = models.tiny(request.param)
+    return model, capture(model)
+
+
+@pytest.mark.parametrize(("batch", "length"), SIZES)
+@torch.no_grad()
+def test_logits_equal_the_eager_models_at_sizes_not_seen_at_capture(pair, batch, length):
+    model, program = pair
+    ids = models.ids(batch, length)
+    torch.testing.assert_close(program(ids).logits, model(ids, use_cache=False).logits, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_left_padding_gives_the_eager_logits_at_every_real_token(pair):
+    model, program = pair
+    ids, mask = models.left_padded(3, 19)
+    ours = program(ids, attention_mask=mask).logits
+    theirs = model(ids, attention_mask=mask, use_cache=False).logits
+    real = mask.bool()
+    torch.testing.assert_close(ours[real], theirs[real], rtol=1e-4, atol=1e-5)
+    assert (ours[real] - program(ids).logits[real]).abs().max() > 1e-3  # the mask is not ignored
+
+
+@torch.no_grad()
+def test_positions_that_are_given_are_the_ones_used():
+    model = models.tiny("llama")
+    program = capture(model)
+    ids, positions = models.ids(2, 9), torch.arange(9).repeat(2, 1) * 3
+    ours = program(ids, position_ids=positions).logits
+    # with a mask: without one transformers takes positions that jump for several sequences in one row
+    theirs = model(ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=False).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert (ours - program(ids).logits).abs().max() > 1e-3
+
+
+def test_a_fully_masked_row_gives_finite_logits(pair):
+    _, program = pair
+    ids = models.ids(2, 6)
+    mask = torch.tensor([[0] * 6, [1] * 6])
+    assert torch.isfinite(program(ids, attention_mask=mask).logits).all()
+
+
+def test_the_output_is_of_the_models_own_class(pair):
+    model, program = pair
+    ids = models.ids(2, 5)
+    assert type(program(ids)) is type(model(ids, use_cache=False))
+
+
+def test_gradients_of_every_parameter_equal_the_eager_ones(pair):
+    model, program = pair
+    ids = models.ids(2, 11)
+    parameters = dict(model.named_parameters())
+    theirs = torch.autograd.grad(_loss(model(ids, use_cache=False)), parameters.values(), allow_unused=True)
+    ours = torch.autograd.grad(_loss(program(ids)), parameters.values(), allow_unused=True)
+    for name, a, b in zip(parameters, ours, theirs, strict=True):
+        assert (a is None) == (b is None), name
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def _loss(output) -> torch.Tensor:
+    return output.logits.float().square().mean()
+
+
+def test_a_program_shares_the_models_parameters(pair):
+    model, program = pair
+    own = {id(p) for p in model.parameters()}
+    assert {id(p) for _, p in program.parameters()} == own
+
+
+def test_tied_weights_are_one_tensor_with_two_names():
+    program = capture(models.tiny("llama"))
+    assert program.names["model.embed_tokens.weight"] == ("model.embed_tokens.weight", "lm_head.weight")
+    assert "lm_head.weight" not in program.state
+
+
+def test_scans_convolutions_attention_and_experts_are_one_node_each():
+    program = capture(models.tiny("nemotron_h_moe"))
+    ops = [str(n.target).split(".")[1] for n in program.graph.nodes if str(n.target).startswith("fxcompress.")]
+    assert sorted(ops) == ["attention", "causal_conv1d", "experts", "experts", "ssd_scan"]
+
+
+def test_capture_leaves_no_trace_in_the_modeling_files():
+    model = models.tiny("nemotron_h")
+    source = importlib.import_module(type(model).__module__)
+    before = dict(vars(source)), model.config._attn_implementation, model.config._experts_implementation
+    capture(model)
+    assert before == (dict(vars(source)), model.config._attn_implementation, model.config._experts_implementation)
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"].__module__.startswith("transformers")
+
+
+def test_capture_leaves_no_trace_after_an_error(monkeypatch):
+    model = models.tiny("mamba2")
+    source = importlib.import_module(type(model).__module__)
+    before = dict(vars(source)), model.config._attn_implementation
+    monkeypatch.setattr(fxcompress.compat, "export", lambda *_: 1 / 0)
+    with pytest.raises(CaptureError):
+        capture(model)
+    assert before == (dict(vars(source)), model.config._attn_implementation)
+
+
+def test_a_model_in_training_mode_is_captured_in_eval_mode_and_left_as_it_was():
+    model = models.tiny("llama").train()
+    capture(model)
+    assert model.training
+
+
+@pytest.mark.parametrize("name", ["llama", "nemotron_h_moe", "mamba"])
+def test_a_model_on_meta_gives_the_same_graph(name):
+    with torch.device("meta"):
+        model = type(models.tiny(name))(models.config(name)).eval()
+    on_meta, real = capture(model), capture(models.tiny(name))
+    assert [str(n.target) for n in on_meta.graph.nodes] == [str(n.target) for n in real.graph.nodes]
+    assert on_meta.is_meta
+    assert not real.is_meta
+
+
+@pytest.mark.parametrize("size", [(2, 3, 16, 16), (5, 3, 16, 16), (1, 3, 16, 16)])
+@torch.no_grad()
+def test_a_convolutional_network_is_captured_for_every_batch(size):
+    model = models.perturb(plain.ResNet()).eval()
+    program = capture(model, torch.randn(2, 3, 16, 16))
+    image = torch.randn(size)
+    torch.testing.assert_close(program(image), model(image))
+
+
+@pytest.mark.parametrize("size", [(2, 9), (1, 1), (4, 30)])
+@torch.no_grad()
+def test_a_users_own_transformer_is_captured_for_every_batch_and_length(size):
+    model = models.perturb(plain.Encoder()).eval()
+    program = capture(model, torch.randint(0, 50, (2, 9)))
+    tokens = torch.randint(0, 50, size)
+    torch.testing.assert_close(program(tokens), model(tokens), rtol=1e-4, atol=1e-5)
+
+
+class Branches(nn.Module):
+    """Looks at a value to decide what to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleDict({"gate": Gate()})
+
+    def forward(self, x):
+        return self.inner["gate"](x)
+
+
+class Gate(nn.Module):
+    def forward(self, x):
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+def test_an_uncapturable_model_is_refused_with_module_op_line_and_advice():
+    with pytest.raises(CaptureError) as refusal:
+        capture(Branches(), torch.randn(2, 4))
+    said = str(refusal.value)
+    assert "inner.gate" in said
+    assert "if x.sum() > 0" in said
+    assert "test_capture.py" in said
+    assert "torch.where" in said
+
+
+def test_a_plain_module_without_example_inputs_is_refused():
+    with pytest.raises(CaptureError, match="pass example_inputs"):
+        capture(plain.ResNet())
+
+
+def test_an_unknown_input_is_refused_by_name():
+    program = capture(models.tiny("mamba2"))
+    with pytest.raises(TypeError, match="position_idx"):
+        program(models.ids(1, 4), position_idx=torch.zeros(1, 4))
