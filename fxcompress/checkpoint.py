@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fxcompress.errors import CompressError
 
@@ -53,8 +53,7 @@ class Checkpoint:
 
     def with_weights(self) -> Any:
         """The model with its weights. Raises CompressError where transformers would make some of them up."""
-        if not self.files:
-            raise CompressError(f"{self.path} is a config without weights; --random makes some up")
+        self.require_weights()
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 self.folder,
@@ -69,11 +68,15 @@ class Checkpoint:
         self._refuse_made_up(info)
         return model.eval()
 
+    def require_weights(self) -> None:
+        if not self.files:
+            raise CompressError(f"{self.path} has no weights, neither {WEIGHTS} nor {INDEX}; --random makes some up")
+
     def tokenizer(self) -> Any:
         try:
             return AutoTokenizer.from_pretrained(self.folder, **_LOCAL)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CompressError(f"{self.folder} has no tokenizer that can be read: {_first_line(error)}") from error
+            raise CompressError(f"{self.folder} has no tokenizer that can be read, and text needs one") from error
 
     def _build(self) -> Any:
         try:
@@ -114,7 +117,7 @@ def _read_config(file: Path) -> Any:
         kind = values["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CompressError(f"{file} is not a model's config: {type(error).__name__}: {error}") from error
-    if kind not in transformers.CONFIG_MAPPING:
+    if kind not in CONFIG_MAPPING:
         raise CompressError(f"{file}: model_type {kind!r} is unknown to transformers {_hint(kind, values)}")
     if values.get("quantization_config"):
         method = values["quantization_config"].get("quant_method", "some method")
@@ -123,20 +126,20 @@ def _read_config(file: Path) -> Any:
         config = AutoConfig.from_pretrained(file, **_LOCAL)
     except Exception as error:  # a config's validator may raise any exception
         raise CompressError(f"{file} is refused by transformers: {_first_line(error)}") from error
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise CompressError(f"{file}: transformers has no causal language model of model_type {kind!r}")
     return config
 
 
 def _hint(kind: str, values: dict[str, Any]) -> str:
-    near = difflib.get_close_matches(str(kind), transformers.CONFIG_MAPPING.keys(), n=3)
+    near = difflib.get_close_matches(str(kind), CONFIG_MAPPING.keys(), n=3)
     if "auto_map" in values:
         return f"{transformers.__version__}; the checkpoint brings code of its own, which is never run"
     return transformers.__version__ + (f"; did you mean {' or '.join(near)}?" if near else "")
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of a checkpoint, each there and whole."""
+    """The safetensors files of a checkpoint, each there and whole; none where there is a config alone."""
     if (folder / INDEX).is_file():
         names = _indexed(folder / INDEX)
     elif (folder / WEIGHTS).is_file():
@@ -144,10 +147,8 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     else:
         pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
         if pickles:
-            raise CompressError(
-                f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code; save them as safetensors"
-            )
-        raise CompressError(f"{folder} holds no weights: there is neither {WEIGHTS} nor {INDEX}")
+            raise CompressError(f"{folder / pickles[0]} is a pickle, which can run code: save the weights as safetensors")
+        return ()
     files = tuple(folder / name for name in names)
     for file in files:
         _check_whole(file, len(files))
@@ -187,8 +188,9 @@ def _first_dtype(files: tuple[Path, ...]) -> torch.dtype | None:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """The first line that says something: headings end in a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if not line.endswith(":")), lines[0])
 
 
 def _count(items: list, noun: str) -> str:
