@@ -55,7 +55,7 @@ class Checkpoint:
         """The model with its weights. Raises CompressError where transformers would make some of them up."""
         self.require_weights()
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 self.folder,
                 **_LOCAL,
                 dtype="auto",
@@ -65,18 +65,13 @@ class Checkpoint:
             )
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise CompressError(f"{self.folder} cannot be loaded: {_first_line(error)}") from error
+        model, info = loaded
         self._refuse_made_up(info)
         return model.eval()
 
     def require_weights(self) -> None:
         if not self.files:
             raise CompressError(f"{self.path} has no weights, neither {WEIGHTS} nor {INDEX}; --random makes some up")
-
-    def tokenizer(self) -> Any:
-        try:
-            return AutoTokenizer.from_pretrained(self.folder, **_LOCAL)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CompressError(f"{self.folder} has no tokenizer that can be read, and text needs one") from error
 
     def _build(self) -> Any:
         try:
@@ -87,11 +82,11 @@ class Checkpoint:
     def _refuse_made_up(self, info: dict[str, Any]) -> None:
         missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
         if missing:
-            raise CompressError(f"{self.folder}: {_count(missing, 'tensor')} missing from the weights: {_some(missing)}")
+            raise CompressError(f"{self.folder}: {_count(missing)} missing from the weights: {_some(missing)}")
         if mismatched:
             name, found, wanted = mismatched[0]
             raise CompressError(
-                f"{self.folder}: {_count(mismatched, 'tensor')} of another shape than the config says:"
+                f"{self.folder}: {_count(mismatched)} of another shape than the config says:"
                 f" {name} is {tuple(found)}, not {tuple(wanted)}"
             )
 
@@ -109,6 +104,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CompressError(f"{given} holds no {CONFIG}: it is not a model's directory")
     config = _read_config(file)
     return Checkpoint(given, config, _weight_files(given) if given.is_dir() else ())
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer that lies beside a model."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, **_LOCAL)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CompressError(f"{folder} has no tokenizer that can be read, and text needs one") from error
 
 
 def _read_config(file: Path) -> Any:
@@ -147,7 +150,7 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     else:
         pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
         if pickles:
-            raise CompressError(f"{folder / pickles[0]} is a pickle, which can run code: save the weights as safetensors")
+            raise CompressError(f"{folder / pickles[0]} is a pickle and may run code: save the weights as safetensors")
         return ()
     files = tuple(folder / name for name in names)
     for file in files:
@@ -193,8 +196,8 @@ def _first_line(error: BaseException) -> str:
     return next((line for line in lines if not line.endswith(":")), lines[0])
 
 
-def _count(items: list, noun: str) -> str:
-    return f"{len(items)} {noun}{'s are' if len(items) > 1 else ' is'}"
+def _count(tensors: list) -> str:
+    return f"{len(tensors)} tensor{'s are' if len(tensors) > 1 else ' is'}"
 
 
 def _some(names: list[str], shown: int = 3) -> str:

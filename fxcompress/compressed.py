@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxcompress import export
 from fxcompress.capture import capture
+from fxcompress.export.load import load as read
+from fxcompress.export.save import save
+from fxcompress.export.transformers import to_transformers
 from fxcompress.pipeline import Pass, Pipeline, Progress, check_values
 from fxcompress.plan import Step
 from fxcompress.program import Program
@@ -43,7 +45,7 @@ class CompressedModel(nn.Module):
 
         Raises ``fxcompress.NotExpressible`` when no config of the class has these shapes.
         """
-        return export.to_transformers(self.program, self.steps)
+        return to_transformers(self.program, self.steps)
 
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -53,8 +55,8 @@ class CompressedModel(nn.Module):
         return self._ordinary.generate(*args, **kwargs)
 
     def save_pretrained(self, path: str | Path, source: str | Path | None = None) -> Path:
-        """Save to a new directory: see ``fxcompress.export.save``."""
-        return export.save(self.program, self.steps, self.report, path, source)
+        """Save to a new directory: see ``fxcompress.export.save.save``."""
+        return save(self.program, self.steps, self.report, path, source)
 
 
 def apply(
@@ -92,8 +94,8 @@ def apply(
 
 
 def load(path: str | Path, model: nn.Module | None = None, example_inputs: Any = None) -> CompressedModel:
-    """The result that was saved in a directory: see ``fxcompress.export.load``."""
-    return CompressedModel(*export.load(path, model, example_inputs))
+    """The result that was saved in a directory: see ``fxcompress.export.load.load``."""
+    return CompressedModel(*read(path, model, example_inputs))
 
 
 def _own(result: Program, original: Program) -> Program:

@@ -32,7 +32,7 @@ def coupling_graph(axes: AxisMap, group: Group | None = None) -> nx.Graph:
     tie, they are two nodes. An edge goes from what has the axis to the op that tied it; its ``by`` names the op.
     """
     ties = list(_ties(axes))
-    couplings = nx.Graph()
+    couplings: nx.Graph = nx.Graph()
     for one in axes.groups if group is None else [group]:
         _add_group(couplings, axes, one, ties)
     return couplings

@@ -48,7 +48,7 @@ class _File(BaseModel):
     model_config = _STRICT
 
     version: Literal[1]
-    passes: list[dict[str, dict[str, Any] | None]] = Field(min_length=1)
+    passes: list[dict[str, dict[str, Any] | None]]
     calibration: Calibration | None = None
 
 
@@ -83,6 +83,8 @@ class Recipe:
         if not isinstance(content, dict):
             raise CompressError("a recipe is a mapping with version: 1 and passes: [...]")
         file = _checked(_File, content, "recipe")
+        if not file.passes:
+            raise CompressError("the recipe has no pass")
         return cls(tuple(_entry(i, entry) for i, entry in enumerate(file.passes)), file.calibration)
 
     @classmethod
@@ -104,7 +106,9 @@ class Recipe:
 def make_pass(name: str, options: Mapping[str, Any]) -> Pass:
     """A pass by its name and options. Raises CompressError for names, keys, types and values that are not there."""
     if name not in PASSES:
-        raise CompressError(f"there is no pass {name!r}{_did_you_mean(name, list(PASSES))}; there are {', '.join(PASSES)}")
+        raise CompressError(
+            f"there is no pass {name!r}{_did_you_mean(name, list(PASSES))}; there are {', '.join(PASSES)}"
+        )
     checked = _checked(_schema(PASSES[name]), options, name)
     try:
         return PASSES[name](**{key: getattr(checked, key) for key in options})
@@ -136,7 +140,7 @@ def _say(problem: Mapping[str, Any], what: str, known: list[str]) -> str:
         return f"{where} has no option {key!r}{_did_you_mean(str(key), known)}; it has {', '.join(known)}"
     if problem["type"] == "missing":
         return f"{where} needs {key}"
-    wanted = problem["msg"].replace("Input should", "it should").replace("array", "list").replace("an object", "a mapping")
+    wanted = problem["msg"].replace("Input", "it").replace("array", "list").replace("an object", "a mapping")
     return f"{where}.{key}={problem['input']!r}: {wanted}"
 
 

@@ -93,6 +93,8 @@ def left_padded(batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @functools.cache
-def captured(name: str) -> Program:
-    """The tiny model of a family as a program in float64, captured once; passes work on clones of it."""
-    return capture(tiny(name)).in_float64()
+def captured(name: str, dtype: torch.dtype = torch.float64) -> Program:
+    """The tiny model of a family as a program, captured once; passes work on clones of it."""
+    if dtype == torch.float64:
+        return captured(name, torch.float32).in_float64()
+    return capture(tiny(name))

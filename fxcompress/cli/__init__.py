@@ -1,0 +1,56 @@
+"""The command line: ``fxcompress inspect | compress | verify | report``.
+
+Exit codes: 0 done; 1 ``verify`` found a law that does not hold; 2 the request cannot be carried out; 3 a proof failed,
+which is a fault of fxcompress; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from fxcompress.cli.compress import compress
+from fxcompress.cli.inspect import inspect
+from fxcompress.cli.report import report
+from fxcompress.cli.verify import verify
+from fxcompress.errors import CompressError, ProofError
+
+
+class Commands(TyperGroup):
+    """Errors of the user, of the machine and of ours are said in a line each; a traceback is a bug."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (CompressError, OSError) as error:
+            _leave(2, str(error))
+        except ProofError as error:
+            _leave(3, str(error))
+        except KeyboardInterrupt:
+            _leave(130, "interrupted, nothing was written")
+
+
+def _leave(code: int, message: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escape(message)}", highlight=False)
+    raise typer.Exit(code)
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+for command in (inspect, compress, verify, report):
+    app.command()(command)
+
+
+@app.callback()
+def quiet() -> None:
+    """Compress Mamba, hybrid and Transformer language models, with proofs."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def main() -> None:
+    app()

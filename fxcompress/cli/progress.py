@@ -21,7 +21,8 @@ class Steps:
     @contextlib.contextmanager
     def __call__(self, what: str, total: int | None = None) -> Iterator[Callable[[], None]]:
         started = time.monotonic()
-        with _Slow(*_columns(total), console=self.console, transient=True) as bars:
+        hidden = not self.console.is_terminal
+        with _Slow(*_columns(total), console=self.console, transient=True, disable=hidden) as bars:
             task = bars.add_task(what, total=total)
             yield lambda: bars.advance(task)
         took = time.monotonic() - started

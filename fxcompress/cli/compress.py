@@ -1,0 +1,126 @@
+"""``fxcompress compress``: what can be refused is refused on a dry run, before the weights are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from torch import Tensor
+
+from fxcompress.cli.calibration import read_calibration
+from fxcompress.cli.dry_run import show_dry_run
+from fxcompress.cli.model import Source, open_source
+from fxcompress.cli.options import EXAMPLE, MODEL
+from fxcompress.cli.progress import Steps
+from fxcompress.compressed import CompressedModel, apply
+from fxcompress.errors import CompressError
+from fxcompress.export import prepare_output
+from fxcompress.export.load import read_manifest, sha256
+from fxcompress.export.save import versions
+from fxcompress.recipe import Calibration, Recipe
+
+OUT = Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="The directory to write")]
+PASSES = Annotated[
+    list[str] | None, typer.Option("--pass", metavar="PASS", help="'PruneFFN(ratio=0.25)'; repeatable, in order")
+]
+_RESERVE = 1 << 20  # bytes for config, manifest and reports
+
+
+def compress(
+    model: MODEL,
+    out: OUT = None,
+    recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="Passes and calibration, as YAML")] = None,
+    passes: PASSES = None,
+    calibration: Annotated[Path | None, typer.Option(metavar="FILE", help="UTF-8 text to score activations on")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Pieces of the text [64, or as the recipe says]")] = None,
+    length: Annotated[int | None, typer.Option(min=2, help="Tokens a piece [512, or as the recipe says]")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the result's sizes and write nothing")] = False,
+    random: Annotated[bool, typer.Option("--random", help="Random weights, for trying a config")] = False,
+    verify: Annotated[bool, typer.Option(help="Check the laws after every pass")] = True,
+    example: EXAMPLE = None,
+) -> None:
+    """Compress a model into a new directory, each pass verified before the next."""
+    steps = Steps(Console(stderr=True))
+    wanted = _recipe(recipe, passes or [], calibration, samples, length)
+    source = open_source(model, steps, example or ())
+    if not dry_run:
+        _refuse_early(source, wanted, out, random)
+    original = source.on_meta()
+    planned = apply(original, wanted.passes(), verify=verify, progress=steps)
+    if dry_run:
+        show_dry_run(original, planned, steps)
+        return
+    assert out is not None
+    prepare_output(out, _bytes(planned) + _RESERVE)
+    batches = _batches(wanted, source, original)
+    small = apply(source.loaded(random), wanted.passes(), batches, verify=verify, progress=steps)
+    small.report.notes |= _notes(wanted, source, random, steps)
+    with steps(f"saving {out}"):
+        small.save_pretrained(out, source.folder)
+    _show(small, out)
+
+
+def _recipe(
+    file: Path | None, passes: list[str], calibration: Path | None, samples: int | None, length: int | None
+) -> Recipe:
+    """A recipe file, or passes as text; the command line's calibration goes before the file's."""
+    if (file is None) == (not passes):
+        raise CompressError("say what to do by one of --recipe FILE and --pass 'PruneFFN(ratio=0.25)'")
+    recipe = Recipe(tuple(map(Recipe.parse_pass, passes))) if file is None else Recipe.load(file)
+    given: dict[str, Any] = {"file": calibration and str(calibration), "samples": samples, "length": length}
+    given = {name: value for name, value in given.items() if value is not None}
+    if recipe.calibration is not None:
+        return Recipe(recipe.steps, recipe.calibration.model_copy(update=given))
+    if given and calibration is None:
+        raise CompressError("--samples and --length are about --calibration FILE, which is missing")
+    return Recipe(recipe.steps, Calibration(**given) if given else None)
+
+
+def _refuse_early(source: Source, recipe: Recipe, out: Path | None, random: bool) -> None:
+    if out is None:
+        raise CompressError("-o OUT is missing: the directory to write; --dry-run does without")
+    prepare_output(out)
+    if not random:
+        source.require_weights()
+    blind = [p.name for p in recipe.steps if getattr(p, "score", None) == "activation"]
+    if blind and recipe.calibration is None:
+        raise CompressError(f"{blind[0]} scores by activations and needs text to run on: --calibration FILE")
+
+
+def _bytes(model: CompressedModel) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.program.state.values())
+
+
+def _batches(recipe: Recipe, source: Source, model: CompressedModel) -> list[Tensor] | None:
+    if recipe.calibration is None:
+        return None
+    with source.steps("tokens of the calibration text"):
+        return read_calibration(recipe.calibration, source.folder, model.program.origin.config.vocab_size)
+
+
+def _notes(recipe: Recipe, source: Source, random: bool, steps: Steps) -> dict[str, Any]:
+    """What the result was made from: enough to make it again, and to tell whether a model is the one it was made of."""
+    notes: dict[str, Any] = {"recipe": recipe.to_yaml(), "versions": versions()}
+    files = [] if random else [*source.files]
+    with steps("hashes of the original", len(files)) as advance:
+        notes["source"] = {"name": source.path.resolve().name, "random": random, "sha256": {}}
+        for file in files:
+            notes["source"]["sha256"][file.name] = sha256(file)
+            advance()
+    if recipe.calibration is not None:
+        notes["calibration"] = {"sha256": sha256(Path(recipe.calibration.file))}
+    return notes
+
+
+def _show(small: CompressedModel, out: Path) -> None:
+    console = Console()
+    console.print(small.report)
+    manifest = read_manifest(out)
+    console.print(f"\nsaved to {out}", markup=False, highlight=False)
+    if manifest["loads_with"] == "transformers":
+        console.print("it loads with transformers.AutoModelForCausalLM.from_pretrained", highlight=False)
+    else:
+        console.print("it loads with fxcompress.load, not with transformers:", highlight=False)
+        console.print(manifest["why_not_transformers"], markup=False, highlight=False, style="dim")

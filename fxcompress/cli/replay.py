@@ -1,0 +1,124 @@
+"""Everything that a result claims, checked again: its plan is replayed on the original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxcompress import verify
+from fxcompress.cli.model import Source
+from fxcompress.cli.progress import Steps
+from fxcompress.compressed import CompressedModel
+from fxcompress.errors import CompressError
+from fxcompress.export.load import read_manifest, sha256
+from fxcompress.export.transformers import renumbering
+from fxcompress.plan import Step
+from fxcompress.program import Program
+from fxcompress.rewrite import rewrite
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim ``of`` a pass or of the whole; ``holds`` is None where it could not be checked."""
+
+    of: str
+    name: str
+    holds: bool | None
+    detail: str
+
+
+def checks(original: Source, result: Source, steps: Steps) -> list[Check]:
+    """All checks, up to the first that leaves nothing to compare. Raises CompressError for what is no result."""
+    manifest = read_manifest(result.folder)
+    found = [_same_files("original", _recorded_source(manifest), original, steps)]
+    found.append(_same_files("result", manifest["sha256"], result, steps))
+    if found[-1].holds is False:
+        return found
+    ours, theirs = original.loaded(), result.loaded()
+    plan = manifest["steps"]
+    done = [step.to_json() for step in ours.steps]
+    if plan[: len(done)] != done:
+        return [*found, Check("plan", "continues the original's", False, "the original was compressed in another way")]
+    program = ours.program
+    for step in map(Step.from_json, plan[len(done) :]):
+        with steps(f"{step.name}: replay"):
+            try:
+                program, laws = _replayed(program, step)
+            except CompressError as error:
+                return [*found, Check(step.name, "replay", False, str(error))]
+        found += laws
+    replayed = CompressedModel(program, [Step.from_json(step) for step in plan], ours.report)
+    with steps("weights and outputs"):
+        return [*found, *_compared(replayed, theirs)]
+
+
+def _recorded_source(manifest: Mapping[str, Any]) -> Mapping[str, str]:
+    return manifest["report"]["notes"].get("source", {}).get("sha256", {})
+
+
+def _same_files(of: str, recorded: Mapping[str, str], source: Source, steps: Steps) -> Check:
+    """Are a model's files those that were recorded, by their hashes?"""
+    if not recorded:
+        return Check(of, "hashes", None, "none were recorded")
+    files = {file.name: file for file in source.files}
+    with steps(f"hashes of {source.path.name}", len(recorded)) as advance:
+        for name, digest in recorded.items():
+            if name not in files:
+                return Check(of, "hashes", False, f"{name} is missing")
+            if sha256(files[name]) != digest:
+                return Check(of, "hashes", False, f"{name} is another file than was recorded")
+            advance()
+    return Check(of, "hashes", True, ", ".join(recorded))
+
+
+def _replayed(before: Program, step: Step) -> tuple[Program, list[Check]]:
+    after = before.clone()
+    rewrite(after, step)
+    laws = [] if step.is_empty else verify.check(before, after, step)
+    return after, [_of_law(step.name, law) for law in laws]
+
+
+def _of_law(name: str, law: verify.Law) -> Check:
+    if law.error is None:
+        return Check(name, law.name, None, law.why)
+    return Check(name, law.name, law.holds, f"error {law.error:.2g} (at most {law.tolerance:g})")
+
+
+def _compared(replayed: CompressedModel, loaded: CompressedModel) -> Iterator[Check]:
+    yield _same_weights(_parameters(replayed), _parameters(loaded))
+    ties, kept = _ties(replayed), _ties(loaded)
+    broken = sorted(ties - kept)
+    detail = f"{broken[0]} is no longer tied" if broken else ", ".join(sorted(ties)) or "no tensor is tied"
+    yield Check("result", "ties are kept", not broken, detail)
+    inputs = verify.probe(replayed.program)
+    with torch.no_grad():
+        error = verify.difference(replayed.program.module(*inputs), loaded.program.module(*inputs))
+    most = verify.tolerance(replayed.program)
+    yield Check("result", "outputs equal the replay's", error <= most, f"error {error:.2g} (at most {most:g})")
+
+
+def _parameters(model: CompressedModel) -> dict[str, Tensor]:
+    """Every parameter by its name in a checkpoint."""
+    names = renumbering(model.program, model.steps)
+    return {names[name]: tensor.detach() for name, tensor in model.program.parameters()}
+
+
+def _ties(model: CompressedModel) -> set[str]:
+    """The tensors with more than one name, by their names in a checkpoint."""
+    names = renumbering(model.program, model.steps)
+    return {names[first] for first, aliases in model.program.names.items() if len(aliases) > 1 and first in names}
+
+
+def _same_weights(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Check:
+    name = "weights equal the replay's"
+    unlike = sorted(ours.keys() ^ theirs.keys())
+    if unlike:
+        return Check("result", name, False, f"{unlike[0]} is on one side only")
+    other = [n for n, tensor in ours.items() if tensor.dtype != theirs[n].dtype or not torch.equal(tensor, theirs[n])]
+    if other:
+        return Check("result", name, False, f"{len(other)} of {len(ours)} tensors differ, {other[0]} among them")
+    return Check("result", name, True, f"{len(ours)} tensors, bit for bit")

@@ -1,0 +1,70 @@
+"""The report as one HTML page that needs nothing else: no script, no font, no picture from elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fxcompress.report import FIGURES, Report, collapse
+
+
+def render(report: Report) -> str:
+    """The whole page. What comes from models and recipes is escaped."""
+    environment = Environment(
+        loader=PackageLoader("fxcompress"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"short": short, "said": said}
+    laws = [law for entry in report.passes for law in entry["laws"]]
+    return environment.get_template("report.html.j2").render(
+        title=report.notes.get("source", {}).get("name", "a model"),
+        figures=[_figure(name, *sizes) for name, sizes in report.summary().items() if any(sizes)],
+        passes=[_pass(entry) for entry in report.passes],
+        checked=sum(law["error"] is not None for law in laws),
+        failed=sum(not law["holds"] for law in laws),
+        reload_error=report.reload_error,
+        recipe=report.notes.get("recipe", ""),
+        facts=_facts(report.notes),
+    )
+
+
+def _figure(name: str, before: int, after: int) -> dict[str, Any]:
+    unit = "B" if "bytes" in name else ""
+    part = after / before if before else math.inf
+    change = "unchanged" if before == after else f"{100 * (part - 1):+.1f} %".replace("-", "−")
+    return {"name": FIGURES[name], "unit": unit, "before": before, "after": after, "part": part, "change": change}
+
+
+def _pass(entry: Mapping[str, Any]) -> dict[str, Any]:
+    before, after = entry["before"]["parameters"], entry["after"]["parameters"]
+    rows = [{**row, "key": key, "alike": count - 1} for key, row, count in collapse(entry["rows"])]
+    return {**entry, "rows": rows, "removed": before - after, "of": before}
+
+
+def _facts(notes: Mapping[str, Any]) -> dict[str, str]:
+    """Versions and hashes, by what they are of."""
+    hashes = {f"sha256 of {file}": digest for file, digest in notes.get("source", {}).get("sha256", {}).items()}
+    if "calibration" in notes:
+        hashes["sha256 of the calibration text"] = notes["calibration"]["sha256"]
+    return {**notes.get("versions", {}), **hashes}
+
+
+def short(number: float, unit: str = "") -> str:
+    """Three digits and a prefix: 8,030,261,248 is 8.03 G."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(number) < 999.5 or prefix == "T":
+            digits = f"{number:.3g}" if prefix else f"{number:g}"
+            return f"{digits} {prefix}{unit}".rstrip()
+        number /= 1000
+    raise AssertionError("the last prefix returns")
+
+
+def said(value: Any) -> str:
+    """An option as a recipe says it."""
+    return repr(value)
