@@ -67,10 +67,13 @@ class AxisMap:
         self.reductions: dict[fx.Node, list[Reduction]] = {}
         self.letters: dict[fx.Node, dict[str, Dim]] = {}
         self._mixed: dict[fx.Node, list[Dim]] = {}
+        self._contexts: list[tuple[Dim, list[Dim]]] = []
         self._roles: list[tuple[str, Dim]] = []
         equations = Equations()
         for node in program.graph.nodes:
             self._visit(node, equations)
+        for node, dim in self._squares():
+            equations.pin(dim, f"it meets itself in one dim of {node.name}")
         self.pinned = equations.pinned()
         self.roles = self._resolve_roles()
         self.outer = self._outer_axes()
@@ -106,12 +109,19 @@ class AxisMap:
         self.reductions[node] = call.reductions
         self.letters[node] = dict(call.letters)
         self._mixed[node] = call.mixed
+        self._contexts += call.contexts
         self._roles += call.roles
 
     def _all_dims(self, node: fx.Node) -> Iterator[Dim]:
         dims = self.dims.get(node, ())
         for item in dims if isinstance(dims, list) else [dims]:
             yield from item
+
+    def _squares(self) -> Iterator[tuple[fx.Node, Dim]]:
+        """Axes that occur twice in one product, as after flattening the scores of all pairs of heads."""
+        for node in self.dims:
+            for dim in self._all_dims(node):
+                yield from ((node, (axis,)) for axis, before in _prefixes(dim) if axis in before)
 
     def _resolve_roles(self) -> dict[Axis, set[str]]:
         from fxcompress.roles import read_roles
@@ -145,6 +155,10 @@ class AxisMap:
                     if axis in mixed:
                         continue
                     found[axis] = {a: None for a in found[axis] if a in present and a not in mixed}
+        for dim, context in self._contexts:
+            allowed = {axis for other in context for axis in leaves(other)}
+            for axis in set(leaves(dim)) & found.keys():
+                found[axis] = {a: None for a in found[axis] if a in allowed}
         return {axis: tuple(outer) for axis, outer in found.items()}
 
     def _tensors_at(self, node: fx.Node) -> list[Dims]:

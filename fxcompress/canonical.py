@@ -35,7 +35,7 @@ _COPIES = {
 }
 _RESHAPES = {aten.view.default, aten._unsafe_view.default}
 _EVEN_SPLITS = {aten.chunk.default, aten.split.Tensor, aten.tensor_split.sections}
-_CASTS = {aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten._to_copy.default, aten.to.other, aten.type_as.default}
+_CASTS = {aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten._to_copy.default, aten.type_as.default}
 
 
 def canonicalize(module: fx.GraphModule) -> None:
@@ -47,7 +47,7 @@ def canonicalize(module: fx.GraphModule) -> None:
         elif node.target in _COPIES or _is_noop_cast(node) or _is_full_slice(node):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
-        elif node.target is aten.to.device:  # a program runs on one device: what is left is the cast
+        elif node.target in _CASTS:  # a program runs on one device: what is left is the cast to a dtype
             node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.meta["val"].dtype), {}
         elif node.target in _RESHAPES:
             node.target = aten.reshape.default

@@ -41,7 +41,15 @@ class Einop:
             for i, term in enumerate(terms):
                 if not _letters_of([term]) <= kept:
                     call.reduce(node, i)
+        self._limit_contexts(call, [*(terms for _, terms in operands), result], letters)
         return result_dims(result, letters)
+
+    def _limit_contexts(self, call: Call, tensors: list[list], letters: Mapping[str, Dim]) -> None:
+        """In x[m d] y[d n] a choice along d may not differ along m or n, even where both are the same axis."""
+        sets = [_letters_of(terms) for terms in tensors]
+        for letter, dim in letters.items():
+            common = set.intersection(*(s for s in sets if letter in s))
+            call.limit(dim, [letters[other] for other in common])
 
     def bind(self, call: Call) -> tuple[list[tuple[fx.Node, list]], list, dict[str, Any]]:
         """Give every letter its dim and tie all that share one; also the size by letter for the cost functions."""

@@ -45,6 +45,7 @@ class Call:
     roles: list[tuple[str, Dim]] = field(default_factory=list)
     mixed: list[Dim] = field(default_factory=list)
     letters: Mapping[str, Dim] = field(default_factory=dict)  # of an op whose rule is a string
+    contexts: list[tuple[Dim, list[Dim]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.args = bind(self.node)
@@ -91,6 +92,10 @@ class Call:
     def mix(self, dim: Dim) -> None:
         """Values at different indices of this dim meet in one output element whose other axes are unchanged."""
         self.mixed.append(dim)
+
+    def limit(self, dim: Dim, context: list[Dim]) -> None:
+        """A choice along ``dim`` may differ along the axes of these dims at the most."""
+        self.contexts.append((dim, context))
 
     def fresh(self, shape: tuple[Size, ...] | None = None) -> Dims:
         return tuple((Axis(n),) if n != 1 else () for n in (self.shape if shape is None else shape))

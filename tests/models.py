@@ -72,7 +72,7 @@ def perturb(model: nn.Module, seed: int = 0) -> Any:
     """Draw matrices at 1/sqrt(fan_in) and move vectors (norms, biases, A, D) off their initial values."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
         if parameter.dim() >= 2:
             parameter.data = noise / parameter.shape[-1] ** 0.5
         else:

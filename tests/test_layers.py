@@ -35,10 +35,11 @@ MAY_IMPORT = {
     # what is done with a program
     "passes": CORE,
     "export": CORE,
+    "recipe": [*CORE, "passes"],
     # for users: the model they hold, `import fxcompress`, the command line
     "compressed": [*CORE, "passes", "export"],
     "fxcompress": [*CORE, "passes", "export", "compressed"],
-    "cli": [*CORE, "passes", "export", "compressed", "fxcompress"],
+    "cli": [*CORE, "passes", "export", "compressed", "recipe", "fxcompress"],
 }
 
 FAMILIES = """

@@ -18,7 +18,7 @@ def _resize_shape(name: str) -> Any:
 
 
 @rule(aten.reshape.default, resize=_resize_shape("shape"))
-@rule(aten.unflatten.int, aten.flatten.using_ints, aten.squeeze.default)
+@rule(aten.flatten.using_ints)
 def reshape(call: Call) -> Dims:
     """Deal the factors of the source out to the target's sizes, major to minor, splitting free axes where they divide."""
     source = [axis for dim in call.dims("self") for axis in factors(dim)]
@@ -64,16 +64,16 @@ def _misaligned(call: Call) -> Dims:
     return after
 
 
+@rule(aten.to.dtype, aten.dropout.default)
+def copy(call: Call) -> Dims:
+    return call.dims(call.operands()[0])
+
+
 @rule(aten.expand.default, resize=_resize_shape("size"))
 def expand(call: Call) -> Dims:
     source = call.dims("self")
     source = ((),) * (len(call.shape) - len(source)) + source
     return tuple(d or new for d, new in zip(source, call.fresh(), strict=True))
-
-
-@rule(aten.expand_as.default)
-def expand_as(call: Call) -> Dims:
-    return call.dims("other")
 
 
 @rule(aten.transpose.int)
@@ -88,7 +88,7 @@ def permute(call: Call) -> Dims:
     return tuple(call.dims("self")[i] for i in call.arg("dims"))
 
 
-@rule(aten.t.default, aten.numpy_T.default)
+@rule(aten.t.default)
 def t(call: Call) -> Dims:
     return call.dims("self")[::-1]
 
@@ -209,10 +209,10 @@ def repeat_interleave(call: Call) -> Dims:
     return (*dims[:along], (*dims[along], times), *dims[along + 1 :])
 
 
-@rule(aten.repeat.default, aten.tile.default)
+@rule(aten.repeat.default)
 def repeat(call: Call) -> Dims:
     """Whole copies follow one another: the new axis is the major one."""
-    counts = call.arg("repeats") if "repeats" in call.args else call.arg("dims")
+    counts = call.arg("repeats")
     source = call.dims("self")
     source = ((),) * (len(counts) - len(source)) + source
     out = []
@@ -223,7 +223,7 @@ def repeat(call: Call) -> Dims:
     return tuple(out)
 
 
-@rule(aten.pad.default, aten.constant_pad_nd.default)
+@rule(aten.pad.default)
 def pad(call: Call) -> Dims:
     dims, fresh, widths = list(call.dims("self")), call.fresh(), call.arg("pad")
     for i in range(len(widths) // 2):

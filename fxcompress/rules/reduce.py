@@ -45,7 +45,7 @@ def amax(call: Call) -> Dims:
     return _reduced(call, NEG_INF)
 
 
-@rule(aten.softmax.int, aten._softmax.default, aten.log_softmax.int)
+@rule(aten.softmax.int, aten.log_softmax.int)
 def softmax(call: Call) -> Dims:
     call.reduce("self", call.arg("dim"), NEG_INF)
     return call.dims("self")
@@ -54,12 +54,11 @@ def softmax(call: Call) -> Dims:
 @rule(aten.cumsum.default)
 def cumsum(call: Call) -> Dims:
     dims = call.dims("self")
-    call.reduce("self", call.arg("dim"), 0.0)
-    call.mix(dims[call.arg("dim")])
+    call.pin(dims[call.arg("dim")], "its values are accumulated in order")
     return dims
 
 
-@rule(aten.topk.default, aten.sort.default)
+@rule(aten.topk.default)
 def topk(call: Call) -> list[Dims]:
     dims, along = call.dims("self"), call.arg("dim")
     along %= len(dims)
