@@ -34,7 +34,7 @@ TINY = LlamaConfig(
 
 torch.manual_seed(0)
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1]) if len(sys.argv) > 1 else LlamaForCausalLM(TINY)
-ids = torch.randint(model.config.vocab_size, (SAMPLES, LENGTH))  # for a real model: token ids of text it should do well on
+ids = torch.randint(model.config.vocab_size, (SAMPLES, LENGTH))  # of a real model: ids of text it should do well on
 
 small = fxcompress.apply(
     model,

@@ -1,7 +1,7 @@
 """Compress modules that no library made: a residual CNN and a Transformer block, by the axes found in their graphs.
 
-Example inputs say which tensors a module takes. Its sizes but for the batch, and for token sequences their length, are
-fixed by them. What cannot be cut is said in the report, with the reason.
+Example inputs say which tensors a module takes. Of images only the batch may differ later, of sequences the length too.
+An axis that cannot be cut is pinned, with the reason.
 """
 
 import torch
@@ -56,11 +56,11 @@ class TransformerBlock(nn.Module):
 torch.manual_seed(0)
 images, activations = torch.randn(2, 3, 16, 16), torch.randn(2, 12, WIDTH)
 
-resnet = fxcompress.capture(ResNet().eval(), (images,))
+resnet = fxcompress.capture(ResNet(), (images,))
 for group in resnet.get(AxisMap).groups:
-    print(group.key, group.sizes, "pinned: " + group.pinned[0] if group.pinned else "free", *group.roles)
+    print(f"{group.key} of {group.size}: {group.pinned[0] if group.pinned else 'free'}")
 
-cnn = fxcompress.apply(resnet, [PruneAxes(groups="blocks.*.conv1.weight[[]0]", ratio=CHANNELS)])
+cnn = fxcompress.apply(resnet, [PruneAxes(groups="blocks.*.conv1.weight[0]", ratio=CHANNELS)])
 block = fxcompress.apply(TransformerBlock(), [PruneFFN(ratio=NEURONS)], example_inputs=(activations,))
 
 print(cnn.report, block.report)

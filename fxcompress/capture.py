@@ -127,9 +127,7 @@ def _program(model: nn.Module, exported: torch.export.ExportedProgram, inputs: t
     unused = {name: tensor for name, tensor in tensors.items() if name not in used}
     config, generation = getattr(model, "config", None), getattr(model, "generation_config", None)
     origin = Origin(type(model), config if isinstance(model, PreTrainedModel) else None, generation)
-    program = Program(module, inputs, exported.call_spec.out_spec, origin, names, unused)
-    program.changed()
-    return program
+    return Program(module, inputs, exported.call_spec.out_spec, origin, names, unused)
 
 
 def _strip_stack(node: fx.Node) -> None:

@@ -7,13 +7,11 @@ tokens), ``decode`` is for one token after as many in the cache.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import sympy
-import torch
 from torch import fx
 
 from fxcompress import graph
@@ -46,7 +44,7 @@ class Cost:
     def __init__(self, program: Program) -> None:
         self.axes = program.get(AxisMap)
         parameters = [p for _, p in program.parameters()]
-        symbols = _symbols(program)
+        symbols = program.symbols()
         per_token, per_sequence = self._cache(symbols)
         self.figures = Figures(
             parameters=sum(p.numel() for p in parameters),
@@ -89,14 +87,3 @@ def _numbers(letters: Mapping[str, Any], symbols: list, length: int) -> dict[str
     """Sizes by letter for a batch of one."""
     values = dict(zip(symbols, [1, *[length] * len(symbols)], strict=False))
     return {k: int(sympy.sympify(size(dim)).subs(values)) for k, dim in letters.items()}
-
-
-def _symbols(program: Program) -> list:
-    fakes = [n.meta["val"] for n in program.graph.find_nodes(op="placeholder")]
-    sizes = [n.node.expr for fake in fakes for n in fake.shape if isinstance(n, torch.SymInt)]
-    return list(dict.fromkeys(s for expr in sizes for s in sorted(expr.free_symbols, key=str)))
-
-
-def ratio(before: int, after: int) -> float:
-    """after / before, 1 where there was nothing."""
-    return after / before if before else math.nan if after else 1.0

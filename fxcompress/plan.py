@@ -7,6 +7,7 @@ stands for a choice that differs along an outer axis.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,6 +62,8 @@ def read_ranges(text: Any) -> Tensor:
         raise ValueError(f"kept indices are ranges like '0-5,7', not {text!r}")
     index: list[int] = []
     for run in filter(None, text.split(",")):
-        first, _, last = run.partition("-")
-        index += range(int(first), int(last or first) + 1)
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", run)
+        if match is None:
+            raise ValueError(f"{run!r} is not an index or a range of indices like '0-5'")
+        index += range(int(match[1]), int(match[2] or match[1]) + 1)
     return torch.tensor(index, dtype=torch.long)

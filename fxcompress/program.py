@@ -125,6 +125,12 @@ class Program:
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return ((n, t) for n, t in self.state.items() if isinstance(t, torch.nn.Parameter))
 
+    def symbols(self) -> list:
+        """The sizes known at run time only, in the order of the inputs' dims: batch first, then length."""
+        fakes = [node.meta["val"] for node in self.graph.find_nodes(op="placeholder")]
+        sizes = [n.node.expr for fake in fakes for n in fake.shape if isinstance(n, torch.SymInt)]
+        return list(dict.fromkeys(s for expr in sizes for s in sorted(expr.free_symbols, key=str)))
+
     def layers(self) -> dict[str, list[str]]:
         """The lists of repeated modules that the graph runs through: container path -> paths of its items in order."""
         found: dict[str, dict[str, None]] = {}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fxcompress.report import FIGURES, Report, collapse
@@ -23,14 +24,14 @@ def render(report: Report) -> str:
     environment.filters |= {"short": short, "said": said}
     laws = [law for entry in report.passes for law in entry["laws"]]
     return environment.get_template("report.html.j2").render(
-        title=report.notes.get("source", {}).get("name", "a model"),
+        title=next((run["model"] for run in report.notes.get("runs", [])), "a model"),
         figures=[_figure(name, *sizes) for name, sizes in report.summary().items() if any(sizes)],
         passes=[_pass(entry) for entry in report.passes],
         checked=sum(law["error"] is not None for law in laws),
         failed=sum(not law["holds"] for law in laws),
         reload_error=report.reload_error,
-        recipe=report.notes.get("recipe", ""),
-        facts=_facts(report.notes),
+        runs=report.notes.get("runs", []),
+        notes=_others(report.notes),
     )
 
 
@@ -47,12 +48,10 @@ def _pass(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {**entry, "rows": rows, "removed": before - after, "of": before}
 
 
-def _facts(notes: Mapping[str, Any]) -> dict[str, str]:
-    """Versions and hashes, by what they are of."""
-    hashes = {f"sha256 of {file}": digest for file, digest in notes.get("source", {}).get("sha256", {}).items()}
-    if "calibration" in notes:
-        hashes["sha256 of the calibration text"] = notes["calibration"]["sha256"]
-    return {**notes.get("versions", {}), **hashes}
+def _others(notes: Mapping[str, Any]) -> str:
+    """What a caller noted beside the runs."""
+    others = {name: value for name, value in notes.items() if name != "runs"}
+    return yaml.safe_dump(others, sort_keys=False, allow_unicode=True) if others else ""
 
 
 def short(number: float, unit: str = "") -> str:

@@ -154,15 +154,8 @@ def probe(program: Program, batch: int = 2, length: int = 19) -> list[Tensor]:
     return out
 
 
-def _symbols(program: Program) -> list:
-    """The sizes known at run time only, in the order of the inputs' dims: batch first, then length."""
-    fakes = [node.meta["val"] for node in program.graph.find_nodes(op="placeholder")]
-    free = [n.node.expr for fake in fakes for n in fake.shape if isinstance(n, torch.SymInt)]
-    return list(dict.fromkeys(s for expr in free for s in sorted(expr.free_symbols, key=str)))
-
-
 def _concrete(shape: tuple, program: Program, batch: int, length: int) -> list[int]:
-    values = dict(zip(_symbols(program), (batch, length, length + 1, length + 2), strict=False))
+    values = dict(zip(program.symbols(), (batch, length, length + 1, length + 2), strict=False))
     return [int(n) if isinstance(n, int) else int(n.node.expr.subs(values)) for n in shape]
 
 

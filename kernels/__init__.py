@@ -5,10 +5,15 @@ a rule that ties its axes and a cost. In a folder, ``reference.py`` says in plai
 ``op.py`` registers it; ``triton.py``, where there is one, is the kernel for CUDA tensors.
 """
 
-from fxcompress.kernels.attention import attention
-from fxcompress.kernels.causal_conv1d import causal_conv1d
-from fxcompress.kernels.experts import experts
-from fxcompress.kernels.selective_scan import selective_scan
-from fxcompress.kernels.ssd_scan import ssd_scan
+if __name__ == "kernels":
+    # Python was started in the repository, and transformers looks for another project's package of this name. A module
+    # without a file and a version it takes for absent.
+    __file__ = None
+else:
+    from fxcompress.kernels.attention import attention
+    from fxcompress.kernels.causal_conv1d import causal_conv1d
+    from fxcompress.kernels.experts import experts
+    from fxcompress.kernels.selective_scan import selective_scan
+    from fxcompress.kernels.ssd_scan import ssd_scan
 
-__all__ = ["attention", "causal_conv1d", "experts", "selective_scan", "ssd_scan"]
+    __all__ = ["attention", "causal_conv1d", "experts", "selective_scan", "ssd_scan"]

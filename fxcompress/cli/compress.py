@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from fxcompress.cli.calibration import read_calibration
+from fxcompress.cli.calibration import read_calibration, require_known
 from fxcompress.cli.dry_run import show_dry_run
 from fxcompress.cli.model import Source, open_source
 from fxcompress.cli.options import EXAMPLE, MODEL
@@ -47,16 +48,20 @@ def compress(
     source = open_source(model, steps, example or ())
     if not dry_run:
         _refuse_early(source, wanted, out, random)
+    batches = _batches(wanted, source)
     original = source.on_meta()
+    if batches is not None:
+        require_known(batches, original.program.origin.config.get_text_config().vocab_size)
     planned = apply(original, wanted.passes(), verify=verify, progress=steps)
     if dry_run:
         show_dry_run(original, planned, steps)
         return
     assert out is not None
     prepare_output(out, _bytes(planned) + _RESERVE)
-    batches = _batches(wanted, source, original)
-    small = apply(source.loaded(random), wanted.passes(), batches, verify=verify, progress=steps)
-    small.report.notes |= _notes(wanted, source, random, steps)
+    loaded = source.loaded(random)
+    small = apply(loaded, wanted.passes(), batches, verify=verify, progress=steps)
+    earlier = loaded.report.notes.get("runs", [])
+    small.report.notes = {**loaded.report.notes, "runs": [*earlier, _run(wanted, source, len(loaded.steps), random)]}
     with steps(f"saving {out}"):
         small.save_pretrained(out, source.folder)
     _show(small, out)
@@ -93,25 +98,35 @@ def _bytes(model: CompressedModel) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in model.program.state.values())
 
 
-def _batches(recipe: Recipe, source: Source, model: CompressedModel) -> list[Tensor] | None:
+def _batches(recipe: Recipe, source: Source) -> list[Tensor] | None:
     if recipe.calibration is None:
         return None
     with source.steps("tokens of the calibration text"):
-        return read_calibration(recipe.calibration, source.folder, model.program.origin.config.vocab_size)
+        return read_calibration(recipe.calibration, source.folder)
 
 
-def _notes(recipe: Recipe, source: Source, random: bool, steps: Steps) -> dict[str, Any]:
-    """What the result was made from: enough to make it again, and to tell whether a model is the one it was made of."""
-    notes: dict[str, Any] = {"recipe": recipe.to_yaml(), "versions": versions()}
-    files = [] if random else [*source.files]
-    with steps("hashes of the original", len(files)) as advance:
-        notes["source"] = {"name": source.path.resolve().name, "random": random, "sha256": {}}
+def _run(recipe: Recipe, source: Source, begins_at: int, random: bool) -> dict[str, Any]:
+    """What this run made the result from: enough to make it again, and to know the original when it is seen."""
+    files = [] if random else source.files
+    hashes = {}
+    with source.steps("hashes of the original", len(files)) as advance:
         for file in files:
-            notes["source"]["sha256"][file.name] = sha256(file)
+            hashes[file.name] = sha256(file)
             advance()
-    if recipe.calibration is not None:
-        notes["calibration"] = {"sha256": sha256(Path(recipe.calibration.file))}
-    return notes
+    text = recipe.calibration and Path(recipe.calibration.file)
+    return {
+        "model": source.path.resolve().name,
+        "begins_at": begins_at,  # steps that the model had behind it
+        "random": random,
+        "recipe": replace(recipe, calibration=_portable(recipe.calibration)).to_yaml(),
+        "versions": versions(),
+        "sha256": hashes | ({text.name: sha256(text)} if text else {}),
+    }
+
+
+def _portable(calibration: Calibration | None) -> Calibration | None:
+    """The text by its name alone: where it lay is of no use elsewhere."""
+    return calibration and calibration.model_copy(update={"file": Path(calibration.file).name})
 
 
 def _show(small: CompressedModel, out: Path) -> None:

@@ -34,13 +34,13 @@ class Check:
 def checks(original: Source, result: Source, steps: Steps) -> list[Check]:
     """All checks, up to the first that leaves nothing to compare. Raises CompressError for what is no result."""
     manifest = read_manifest(result.folder)
-    found = [_same_files("original", _recorded_source(manifest), original, steps)]
-    found.append(_same_files("result", manifest["sha256"], result, steps))
-    if found[-1].holds is False:
-        return found
+    intact = _same_files("result", manifest["sha256"], result, steps)
+    if intact.holds is False:
+        return [intact]
     ours, theirs = original.loaded(), result.loaded()
     plan = manifest["steps"]
     done = [step.to_json() for step in ours.steps]
+    found = [_same_files("original", _recorded(manifest, len(done)), original, steps), intact]
     if plan[: len(done)] != done:
         return [*found, Check("plan", "continues the original's", False, "the original was compressed in another way")]
     program = ours.program
@@ -56,8 +56,11 @@ def checks(original: Source, result: Source, steps: Steps) -> list[Check]:
         return [*found, *_compared(replayed, theirs)]
 
 
-def _recorded_source(manifest: Mapping[str, Any]) -> Mapping[str, str]:
-    return manifest["report"]["notes"].get("source", {}).get("sha256", {})
+def _recorded(manifest: Mapping[str, Any], done: int) -> Mapping[str, str]:
+    """Hashes of the weights that the run began with which took a model with so many steps behind it."""
+    runs = manifest["report"]["notes"].get("runs", [])
+    began = [run["sha256"] for run in runs if run["begins_at"] == done]
+    return {name: digest for name, digest in began[-1].items() if name.endswith(".safetensors")} if began else {}
 
 
 def _same_files(of: str, recorded: Mapping[str, str], source: Source, steps: Steps) -> Check:

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -79,7 +80,7 @@ def _write_manifest(
         "why_not_transformers": why,
         "base": {
             "class": origin.model_class.__name__,
-            "config": None if origin.config is None else origin.config.to_dict(),
+            "config": None if origin.config is None else _portable(origin.config.to_dict()),
         },
         "steps": [step.to_json() for step in steps],
         "report": report.to_json(),
@@ -87,6 +88,11 @@ def _write_manifest(
         "sha256": {file.name: sha256(file) for file in sorted(folder.glob("*.safetensors"))},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    """Without the place that the model was read from: it is nobody's business."""
+    return {name: value for name, value in config.items() if name != "_name_or_path"}
 
 
 def versions() -> dict[str, str]:

@@ -56,7 +56,17 @@ def copied(saved: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path
 @pytest.fixture(scope="session")
 def small(saved: Callable[[str], Path], run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The result of one compression, which several tests look at."""
-    out = tmp_path_factory.mktemp("small") / "out"
-    result = run("compress", saved("llama"), "-o", out, "--pass", "PruneFFN(ratio=0.25)")
+    return _compressed(run, saved("llama"), tmp_path_factory.mktemp("small") / "out", "PruneFFN(ratio=0.25)")
+
+
+@pytest.fixture(scope="session")
+def heads(saved: Callable[[str], Path], run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A result that no config of transformers can say."""
+    return _compressed(run, saved("mamba2"), tmp_path_factory.mktemp("heads") / "out", "PruneSSMHeads(ratio=0.25)")
+
+
+def _compressed(run: Run, model: Path, out: Path, what: str) -> Path:
+    result = run("compress", model, "-o", out, "--pass", what)
     assert result.exit_code == 0, result.output
+    (out / "stdout").write_text(result.stdout)
     return out

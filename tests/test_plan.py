@@ -1,0 +1,73 @@
+"""Plans are data: what is written is what is read, and nothing else is read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fxcompress import CompressError
+from fxcompress.amount import Amount
+from fxcompress.plan import Step, read_ranges, write_ranges
+
+indices = st.lists(st.integers(0, 300), unique=True, min_size=1, max_size=40)
+
+
+@given(indices, st.booleans())
+def test_ranges_survive_in_their_order(index, ordered):
+    tensor = torch.tensor(sorted(index) if ordered else index)
+    assert torch.equal(read_ranges(write_ranges(tensor)), tensor)
+
+
+@given(st.lists(st.permutations(range(6)), min_size=1, max_size=4))
+def test_rows_survive(rows):
+    tensor = torch.tensor(rows)
+    assert torch.equal(read_ranges(write_ranges(tensor)), tensor)
+
+
+def test_ranges_are_short():
+    assert write_ranges(torch.tensor([0, 1, 2, 5, 7, 8])) == "0-2,5,7-8"
+
+
+def test_a_step_survives_json():
+    step = Step("PruneFFN", {"a.weight[0]": torch.tensor([[0, 2], [1, 3]])}, ("layers.1",))
+    again = Step.from_json(json.loads(json.dumps(step.to_json())))
+    assert again.name == step.name
+    assert again.remove == step.remove
+    assert torch.equal(again.keep["a.weight[0]"], step.keep["a.weight[0]"])
+
+
+@pytest.mark.parametrize("text", [3, None, "a-b", "1--2", {"0": 1}])
+def test_anything_else_is_no_range(text):
+    with pytest.raises(ValueError):  # noqa: PT011  (which number was wrong is int's to say)
+        read_ranges(text)
+
+
+@given(st.integers(2, 400), st.floats(0.01, 0.99), st.integers(1, 8))
+def test_a_ratio_goes_to_the_nearest_feasible_count_or_is_refused(count, ratio, step):
+    try:
+        kept = Amount(ratio=ratio, round_to=step).kept((count,), "a group")
+    except CompressError as refusal:
+        assert "would remove" in str(refusal)
+        return
+    assert 0 < kept < count
+    assert kept % step == 0
+    assert abs(kept - count * (1 - ratio)) <= step / 2
+
+
+@given(st.integers(1, 6), st.integers(2, 30), st.integers(1, 200))
+def test_a_size_is_exact_or_refused_with_its_neighbours(rows, count, size):
+    try:
+        kept = Amount(size=size).kept((rows, count), "a group")
+    except CompressError as refusal:
+        assert size % rows or size > rows * count
+        assert "nearest sizes" in str(refusal) or "more than" in str(refusal)
+        return
+    assert kept * rows == size
+
+
+def test_a_ratio_of_zero_removes_nothing_and_is_no_error():
+    assert Amount(ratio=0).kept((3, 7), "a group") == 7
