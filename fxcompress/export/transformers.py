@@ -30,7 +30,9 @@ def to_transformers(program: Program, steps: Iterable[Step]) -> Any:
     """
     origin = program.origin
     if origin.config is None:
-        raise NotExpressible(f"{origin.model_class.__name__} is a plain module: it has no config to describe the result")
+        raise NotExpressible(
+            f"{origin.model_class.__name__} is a plain module: it has no config to describe the result"
+        )
     names = renumbering(program, steps)
     tensors = file_tensors(program, names)
     target = {name: tuple(t.shape) for name, t in _with_aliases(program, names, tensors).items()}
@@ -38,7 +40,9 @@ def to_transformers(program: Program, steps: Iterable[Step]) -> Any:
     target = {name: shape for name, shape in target.items() if persistent is None or _old(name, names) in persistent}
     weights = {name: t for name, t in tensors.items() if name in target}
     worst = 0.0
-    for config in itertools.islice(find_configs(origin.model_class, origin.config, target, removed_layers(program, steps)), _TRIED):
+    for config in itertools.islice(
+        find_configs(origin.model_class, origin.config, target, removed_layers(program, steps)), _TRIED
+    ):
         model = _build(program, config, weights)
         error = _difference(program, model)
         if error <= verify.tolerance(program):
@@ -112,11 +116,11 @@ def renumbering(program: Program, steps: Iterable[Step]) -> dict[str, str]:
     out = {}
     for name in dict.fromkeys([*program.names, *program.used_names()]):
         if not any(name.startswith(path + ".") for path in removed):
-            out[name] = _renumbered(name, removed)
+            out[name] = renumbered(name, removed)
     return out
 
 
-def _renumbered(name: str, removed: list[str]) -> str:
+def renumbered(name: str, removed: list[str]) -> str:
     for path in removed:
         container, _, gone = path.rpartition(".")
         match = re.match(re.escape(container) + r"\.(\d+)\.", name)

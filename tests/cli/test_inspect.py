@@ -103,11 +103,12 @@ def test_a_name_without_a_dim_means_all_of_its_dims():
     ]
 
 
-def test_members_that_differ_by_a_number_are_shown_once(capsys):
-    show(explain(models.captured("llama"), "model.norm.weight"))
+def test_members_that_differ_by_a_number_are_shown_once_by_the_nearest(capsys):
+    show(explain(models.captured("nemotron_h"), "model.norm_f.weight"))
     shown = capsys.readouterr().out
-    assert "model.layers.0.mlp.up_proj.weight[1] … and 2 like it" in shown
-    assert "model.layers.1" not in shown
+    assert "model.layers.4.mixer.down_proj.weight[0] … and 1 like it" in shown
+    assert "model.layers.1.mixer.down_proj" not in shown
+    assert "through mul (model.norm_f) - mul - add ×5 - embedding (model.embeddings)" in " ".join(shown.split())
 
 
 def test_a_tied_parameter_goes_by_any_of_its_names():

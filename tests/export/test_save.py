@@ -91,6 +91,16 @@ def test_a_result_can_be_compressed_again_after_loading(tmp_path):
     assert len(second.report.passes) == 3
 
 
+def test_a_result_in_half_precision_is_captured_with_its_own_casts(tmp_path):
+    """Captured in float32, the graph would compute norms and decays in another precision than it did."""
+    model = models.tiny("nemotron_h_moe").bfloat16()
+    small = fxcompress.apply(model, [PruneSSMHeads(size=9), RemoveLayers(layers=(0,))])
+    out = small.save_pretrained(tmp_path / "out")
+    assert json.loads((out / "fxcompress.json").read_text())["loads_with"] == "fxcompress"
+    ids = models.ids(2, 7)
+    assert torch.equal(logits(fxcompress.load(out), ids), logits(small, ids))
+
+
 def test_generation_with_a_cache_equals_greedy_search_without_one():
     small = fxcompress.apply(models.captured("nemotron_h", torch.float32), [PruneSSMHeads(size=9), PruneFFN(ratio=0.25)])
     ids = models.ids(1, 6)
