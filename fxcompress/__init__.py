@@ -1,8 +1,8 @@
 """fxcompress: a compiler for compressing language models.
 
-    small = fxcompress.apply(model, passes=[passes.PruneFFN(ratio=0.25)])
-    small.report                  what changed and what proves it
-    small.save_pretrained(path)   loads with transformers whenever the family's config can say the result
+small = fxcompress.apply(model, passes=[passes.PruneFFN(ratio=0.25)])
+small.report                  what changed and what proves it
+small.save_pretrained(path)   loads with transformers whenever the family's config can say the result
 """
 
 from fxcompress import passes

@@ -35,7 +35,7 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """One free axis: ``sizes`` are those of the axes outside it, along which its kept indices may differ, and its own."""
+    """One free axis. ``sizes``: of the axes outside it, along which its kept indices may differ, then its own."""
 
     key: str  # a stable name: the slot that shows the axis most plainly
     axis: Axis
@@ -156,9 +156,9 @@ class AxisMap:
                         continue
                     found[axis] = {a: None for a in found[axis] if a in present and a not in mixed}
         for dim, context in self._contexts:
-            allowed = {axis for other in context for axis in leaves(other)}
+            shared = {axis for other in context for axis in leaves(other)}
             for axis in set(leaves(dim)) & found.keys():
-                found[axis] = {a: None for a in found[axis] if a in allowed}
+                found[axis] = {a: None for a in found[axis] if a in shared}
         return {axis: tuple(outer) for axis, outer in found.items()}
 
     def _tensors_at(self, node: fx.Node) -> list[Dims]:
@@ -176,7 +176,9 @@ class AxisMap:
                 for position, axis in enumerate(members):
                     slots.setdefault(axis, {})[Slot(name, i)] = None
                     key = f"{name}[{i}]" + (f".{position}" if len(members) > 1 else "")
-                    plainest[axis] = min(plainest.get(axis, (len(members), key)), (len(members), key), key=lambda k: k[0])
+                    plainest[axis] = min(
+                        plainest.get(axis, (len(members), key)), (len(members), key), key=lambda k: k[0]
+                    )
         return [
             Group(
                 key=plainest[axis][1],

@@ -17,7 +17,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from itertools import pairwise
+from typing import Any, Literal, TypeAlias
 
 import sympy
 
@@ -32,7 +33,7 @@ class Axis:
 
     size: Size
     kind: Literal["free", "product", "sum"] = "free"
-    parts: tuple = ()  # axes of a product, dims of a sum
+    parts: tuple[Any, ...] = ()  # axes of a product, dims of a sum
     link: Axis | None = None
 
     def __repr__(self) -> str:
@@ -164,7 +165,7 @@ class Equations:
             return parts
         self.pin(dim, f"{why}: the cut at {list(offsets)} goes across {_say(dim)}")
         bounds = [0, *offsets, size(dim)]
-        fresh: list[Dim] = [(Axis(end - start),) for start, end in zip(bounds, bounds[1:], strict=False)]
+        fresh: list[Dim] = [(Axis(end - start),) for start, end in pairwise(bounds)]
         for part in fresh:
             self.pin(part, f"{why}: part of a dim that was cut across its factors")
         return fresh
@@ -195,18 +196,18 @@ class Equations:
             return [dim]
         if not all(isinstance(offset, int) for offset in where):
             return None
-        offsets = sorted(where)  # type: ignore[type-var]
+        offsets = sorted(where)
         outer, *inner = factors(dim)
         if inner:  # only the outermost axis of a product can be cut, at multiples of the rest
             steps = [divide(offset, size(inner)) for offset in offsets]
-            parts = None if None in steps else self._cut((outer,), steps)  # type: ignore[arg-type]
+            parts = None if None in steps else self._cut((outer,), steps)
             return parts and [(*part, *inner) for part in parts]
         if outer.kind == "free":
             if not isinstance(outer.size, int):
                 return None
             bounds = [0, *offsets, outer.size]
             outer.kind = "sum"
-            outer.parts = tuple((Axis(end - start),) for start, end in zip(bounds, bounds[1:], strict=False))
+            outer.parts = tuple((Axis(end - start),) for start, end in pairwise(bounds))
             return list(outer.parts)
         return self._cut_sum(outer, offsets)
 
@@ -223,7 +224,7 @@ class Equations:
         out, run, position = [], [], 0
         for part in refined:
             run.append(part)
-            position = position + size(part)  # type: ignore[assignment]
+            position = position + size(part)
             if position in offsets or position == total.size:
                 out.append(concat(run))
                 run = []
@@ -242,7 +243,7 @@ def _expose(axes: Sequence[Axis]) -> list[Axis]:
 
 
 def _define_product(axis: Axis, outer: int) -> None:
-    axis.kind, axis.parts = "product", (Axis(outer), Axis(axis.size // outer))  # type: ignore[operator]
+    axis.kind, axis.parts = "product", (Axis(outer), Axis(axis.size // outer))
 
 
 def _run_of_size(axes: Sequence[Axis], wanted: Size) -> Dim | None:

@@ -6,12 +6,12 @@ Options that begin with ``fxcompress.`` are ours (there are none yet), the other
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
 
-import fxcompress.kernels  # noqa: F401  (registers the ops)
+import fxcompress.kernels as _  # noqa: F401  (registers the ops)
 
 
 def fxcompress(
@@ -29,4 +29,4 @@ def fxcompress(
     ours = sorted(name for name in given if name.startswith("fxcompress."))
     if ours:
         raise ValueError(f"unknown options of the fxcompress backend: {', '.join(ours)}")
-    return compile_fx(gm, example_inputs, config_patches=given or None)
+    return cast(Callable, compile_fx(gm, example_inputs, config_patches=given or None))

@@ -1,9 +1,9 @@
 """The form in which a captured graph is analysed: pure calls, no bookkeeping.
 
 Dropped: assertions on sizes and metadata, casts to the dtype a tensor already has, copies of layout (``contiguous``,
-``alias``, ``detach``), slices of everything. Even splits become splits with sizes. ``view`` becomes ``reshape``, which asks nothing of the layout. In-place
-pointwise ops become functional. Regions under ``set_grad_enabled`` are inlined. A scale that attention would derive
-from a size is written out.
+``alias``, ``detach``), slices of everything. ``view`` becomes ``reshape``, which asks nothing of the layout; an even
+split becomes one with sizes; a conversion becomes a cast. In-place pointwise ops become functional. Regions under
+``set_grad_enabled`` are inlined. A scale that attention would derive from a size is written out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from fxcompress import graph
+from fxcompress.rule import bind
 
 aten = torch.ops.aten
 
@@ -35,7 +36,14 @@ _COPIES = {
 }
 _RESHAPES = {aten.view.default, aten._unsafe_view.default}
 _EVEN_SPLITS = {aten.chunk.default, aten.split.Tensor, aten.tensor_split.sections}
-_CASTS = {aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten._to_copy.default, aten.type_as.default}
+_CASTS = {
+    aten.to.dtype,
+    aten.to.device,
+    aten.to.dtype_layout,
+    aten.to.other,
+    aten._to_copy.default,
+    aten.type_as.default,
+}
 
 
 def canonicalize(module: fx.GraphModule) -> None:
@@ -74,9 +82,9 @@ def _is_noop_cast(node: fx.Node) -> bool:
 def _is_full_slice(node: fx.Node) -> bool:
     if node.target is not aten.slice.Tensor:
         return False
-    dim, start, end, step = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
-    whole = end is None or (isinstance(end, int) and end >= 2**62)
-    return start in (0, None) and whole and step == 1
+    args = bind(node)
+    whole = args["end"] is None or (isinstance(args["end"], int) and args["end"] >= 2**62)
+    return args["start"] in (0, None) and whole and args["step"] == 1
 
 
 def _split_sizes(node: fx.Node) -> list[Any]:

@@ -1,7 +1,7 @@
 """From a model to a Program: traced once, valid for every batch and length.
 
-    capture(model)                     a causal language model of transformers: inputs are made up from its config
-    capture(module, (x, y))            any module: the example inputs say which tensors it takes
+capture(model)                     a causal language model of transformers: inputs are made up from its config
+capture(module, (x, y))            any module: the example inputs say which tensors it takes
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def capture(
     model.eval()
     try:
         with replaced(model):
-            exported = compat.export(_Forward(model, tuple(inputs)), tuple(inputs.values()), (tuple(shapes.get(n) for n in inputs),))
+            exported = compat.export(
+                _Forward(model, tuple(inputs)), tuple(inputs.values()), (tuple(shapes.get(n) for n in inputs),)
+            )
     except CaptureError:
         raise
     except Exception as error:

@@ -29,6 +29,7 @@ class CompressedModel(nn.Module):
         super().__init__()
         self.graph_module = program.module
         self.program, self.steps, self.report = program, list(steps), report
+        self._ordinary: Any = None
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -50,8 +51,8 @@ class CompressedModel(nn.Module):
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate with transformers, cache included; takes what ``generate`` of the original class takes."""
-        if not hasattr(self, "_ordinary"):
-            object.__setattr__(self, "_ordinary", self.to_transformers())
+        if self._ordinary is None:
+            self.__dict__["_ordinary"] = self.to_transformers()  # not a submodule: its weights are these weights
         return self._ordinary.generate(*args, **kwargs)
 
     def save_pretrained(self, path: str | Path, source: str | Path | None = None) -> Path:

@@ -76,11 +76,7 @@ class Cost:
         return per_token, per_sequence
 
     def _costed(self) -> list[tuple[fx.Node, Rule, Mapping[str, Any]]]:
-        found = []
-        for node, letters in self.axes.letters.items():
-            if letters:
-                found.append((node, RULES[node.target], letters))
-        return found
+        return [(node, RULES[node.target], letters) for node, letters in self.axes.letters.items() if letters]
 
 
 def _numbers(letters: Mapping[str, Any], symbols: list, length: int) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Small helpers on ``torch.fx`` graphs: attributes by qualified name, insertion that keeps metadata, refreshed values."""
+"""Helpers on ``torch.fx`` graphs: attributes by qualified name, walks over nodes, arguments and values made anew."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
@@ -53,17 +54,6 @@ def module_paths(node: fx.Node) -> list[str]:
     return [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
 
 
-def replace(node: fx.Node, target: Callable, args: tuple, kwargs: dict | None = None) -> fx.Node:
-    """Put another call in the place of a node; its value and its place in the modules carry over."""
-    with node.graph.inserting_after(node):
-        new = node.graph.call_function(target, args, kwargs or {})
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new, propagate_meta=False)
-    new.args, new.kwargs = args, kwargs or {}  # the replacement may have rewritten its own arguments
-    node.graph.erase_node(node)
-    return new
-
-
 def replace_arguments(graph: fx.Graph, function: Callable[[Any], Any]) -> None:
     """Map every constant argument of every call."""
     for node in calls(graph):
@@ -90,7 +80,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
 def refresh(module: fx.GraphModule) -> None:
     """Compute every node's fake value anew, with the symbols of the inputs as they are."""
     placeholders = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
-    mode = next(value.fake_mode for value in placeholders if isinstance(value, Tensor))
+    mode: Any = next(value.fake_mode for value in placeholders if isinstance(value, FakeTensor))
     env: ShapeEnv = mode.shape_env
     with env.ignore_fresh_unbacked_symbols():
         FakeTensorProp(module, mode).propagate_dont_convert_inputs(*placeholders)
@@ -98,8 +88,6 @@ def refresh(module: fx.GraphModule) -> None:
 
 def shapes_for(module: fx.GraphModule, *inputs: Tensor) -> Any:
     """Run the graph on fake tensors of the given inputs' shapes and return its fake outputs."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fakes = [mode.from_tensor(tensor) for tensor in inputs]
         return fx.Interpreter(module).run(*fakes)

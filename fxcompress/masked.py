@@ -56,7 +56,7 @@ class MaskedRun(fx.Interpreter):
         """The operand's value with the removed indices of the reduced dims at their neutral element."""
         value: Tensor = self.env[operand]
         for reduction in reductions:
-            fill = 0.0 if reduction.neutral == AVERAGE else reduction.neutral
+            fill = 0.0 if reduction.neutral == AVERAGE else float(reduction.neutral)
             value = value.masked_fill(self._removed(self.axes.dims[operand], reduction.dim).to(value.device), fill)
         return value
 

@@ -77,7 +77,7 @@ def batches_of(calibration: Any, batch_size: int = 4) -> list[Batch]:
         if calibration.dim() != 2:
             raise CompressError(f"calibration ids have shape {tuple(calibration.shape)}, not (samples, length)")
         return [{"input_ids": ids} for ids in calibration.split(batch_size)]
-    batches = [{"input_ids": b} if isinstance(b, Tensor) else dict(b) for b in calibration]
+    batches: list[Batch] = [{"input_ids": b} if isinstance(b, Tensor) else dict(b) for b in calibration]
     if not batches:
         raise CompressError("the calibration data has no batch")
     return batches

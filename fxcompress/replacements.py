@@ -109,7 +109,7 @@ def padding_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Te
     raise CaptureError("a 4-D attention mask was given; capture takes the 2-D padding mask (batch, length)")
 
 
-def experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+def experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """Routed experts with stacked weights, in the signature of transformers' registry."""
     kind = type(module).__name__
     if getattr(module, "has_bias", False) or getattr(module, "is_transposed", False):
@@ -155,7 +155,8 @@ def replaced(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _implementations(model: nn.Module) -> Iterator[None]:
     """Lead the attention and experts registries of every config in the model to our functions."""
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(getattr(m, "config", None), PreTrainedConfig)}
+    owned = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(config): config for config in owned if isinstance(config, PreTrainedConfig)}
     saved = [(c, c._attn_implementation, c._experts_implementation) for c in configs.values()]
     try:
         for config in configs.values():

@@ -101,7 +101,7 @@ def _entry(record: Any) -> dict[str, Any]:
 
 def collapse(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any], int]]:
     """Rows alike but for their key, as one line: (first key, row, how many)."""
-    out: dict[tuple, tuple[str, dict[str, Any], int]] = {}
+    out: dict[tuple[Any, ...], tuple[str, dict[str, Any], int]] = {}
     for row in rows:
         alike = tuple((k, v) for k, v in row.items() if k != "key")
         first, kept, count = out.get(alike, (row["key"], row, 0))
@@ -116,7 +116,9 @@ def _pass_table(entry: Mapping[str, Any]) -> Group:
         table.add_column(name, justify="left" if name in ("group", "role", "why not") else "right", overflow="fold")
     for key, row, count in collapse(entry["rows"]):
         name = key if count == 1 else f"{key} and {count - 1} like it"
-        table.add_row(name, row["role"], str(row["of"]), f"{row['asked']:g}", str(row["got"]), str(row["step"]), row["why"])
+        table.add_row(
+            name, row["role"], str(row["of"]), f"{row['asked']:g}", str(row["got"]), str(row["step"]), row["why"]
+        )
     return Group(table, *(_law_line(law) for law in entry["laws"]))
 
 

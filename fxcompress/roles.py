@@ -89,7 +89,9 @@ def _leading(axes: AxisMap, node: fx.Node) -> set[Axis]:
 
 def _scales_only(node: fx.Node) -> bool:
     """A product of a tensor with a number or a parameter is linear."""
-    return node.target in (aten.mul.Tensor, aten.div.Tensor) and sum(n.op != "get_attr" for n in node.all_input_nodes) < 2
+    return (
+        node.target in (aten.mul.Tensor, aten.div.Tensor) and sum(n.op != "get_attr" for n in node.all_input_nodes) < 2
+    )
 
 
 def _is_computation(node: fx.Node) -> bool:

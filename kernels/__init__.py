@@ -8,7 +8,7 @@ a rule that ties its axes and a cost. In a folder, ``reference.py`` says in plai
 if __name__ == "kernels":
     # Python was started in the repository, and transformers looks for another project's package of this name. A module
     # without a file and a version it takes for absent.
-    __file__ = None
+    __file__ = None  # type: ignore[assignment]
 else:
     from fxcompress.kernels.attention import attention
     from fxcompress.kernels.causal_conv1d import causal_conv1d

@@ -94,7 +94,9 @@ class PruneAxes(Pass):
     def _row(self, group: Group, count: int) -> Row:
         rows = group.total // group.size
         asked = group.total * self.ratio if self.ratio is not None else group.total - (self.size or 0)
-        return Row(group.key, self._role_of(group), group.total, asked, (group.size - count) * rows, self.round_to * rows)
+        return Row(
+            group.key, self._role_of(group), group.total, asked, (group.size - count) * rows, self.round_to * rows
+        )
 
     def _role_of(self, group: Group) -> str:
         return self.role or " ".join(sorted(group.roles)) or "axis"

@@ -1,6 +1,6 @@
 """Remove FFN neurons: rows of the first projection (and of the gate), columns of the second.
 
-    h = act(G x) * (U x);  y = D h       ->       the same with the kept rows of G and U and the kept columns of D
+h = act(G x) * (U x);  y = D h       ->       the same with the kept rows of G and U and the kept columns of D
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Remove whole residual blocks: what reads the block's output reads its input.
 
-    x -> x + f(norm(x)) -> ...       ->       x -> ...
+x -> x + f(norm(x)) -> ...       ->       x -> ...
 """
 
 from __future__ import annotations

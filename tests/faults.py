@@ -111,7 +111,9 @@ def _tail_rolled(indices: torch.Tensor, tail: int) -> torch.Tensor:
 def _without_resize(*ops: str) -> Iterator[None]:
     """Size arguments of some ops stay as they were."""
     stale = {
-        op: rule.Rule(r.infer, None, r.einop, r.flops, r.cache, r.context) for op, r in rule.RULES.items() if str(op) in ops
+        op: rule.Rule(r.infer, None, r.einop, r.flops, r.cache, r.context)
+        for op, r in rule.RULES.items()
+        if str(op) in ops
     }
     assert len(stale) == len(ops)
     with patch.dict(rule.RULES, stale):
@@ -123,7 +125,9 @@ def _resized(op: str, change: Callable[[dict], dict]) -> Iterator[None]:
     """The rule of one op gives other sizes."""
     target = next(o for o in rule.RULES if str(o) == op)
     true = rule.RULES[target]
-    wrong = rule.Rule(true.infer, lambda s: change(dict(true.resize(s))), true.einop, true.flops, true.cache, true.context)
+    wrong = rule.Rule(
+        true.infer, lambda s: change(dict(true.resize(s))), true.einop, true.flops, true.cache, true.context
+    )
     with patch.dict(rule.RULES, {target: wrong}):
         yield
 
@@ -192,7 +196,9 @@ FAULTS = (
     Fault("a keep that crosses a group: D", "mamba2", HEADS, _slot(".D", _rolled)),
     Fault("the gated norm in another order", "mamba2", HEADS, _slot("norm.weight", _rolled)),
     Fault("the convolution one channel off", "mamba2", HEADS, _slot("conv1d.weight", _shift)),
-    Fault("one slot left uncut: down projection", "llama", FFN, _slot("down_proj.weight", lambda i: torch.arange(80), 1)),
+    Fault(
+        "one slot left uncut: down projection", "llama", FFN, _slot("down_proj.weight", lambda i: torch.arange(80), 1)
+    ),
     Fault("one slot left uncut: convolution bias", "mamba2", HEADS, _slot("conv1d.bias", lambda i: torch.arange(138))),
     Fault("gate and up cut differently", "llama", FFN, _slot("up_proj.weight", _shift)),
     Fault("down projection cut differently", "nemotron_h", FFN, _slot("down_proj.weight", _shift, 1)),

@@ -134,9 +134,7 @@ def test_a_fused_qkv_projection_shares_its_heads():
     axes = capture(plain.Encoder().eval(), torch.zeros(2, 9, dtype=torch.long)).get(AxisMap)
     heads = next(g for g in axes.groups if "kv_head" in g.roles)
     assert heads.sizes == (4,)
-    assert {str(s) for s in heads.slots} == {
-        f"blocks.0.{n}" for n in ("qkv.weight[0]", "qkv.bias[0]", "out.weight[1]")
-    }
+    assert {str(s) for s in heads.slots} == {f"blocks.0.{n}" for n in ("qkv.weight[0]", "qkv.bias[0]", "out.weight[1]")}
 
 
 class Unknown(nn.Module):

@@ -1,6 +1,6 @@
 """Half of the width of a tiny model with Torch-Pruning, in a process of its own: prints what it says, in one line.
 
-    .venv/bin/python tools/peer_torch_pruning.py FAMILY
+.venv/bin/python tools/peer_torch_pruning.py FAMILY
 """
 
 from __future__ import annotations

@@ -68,7 +68,17 @@ def matrix() -> str:
             row = _cell(name, p)
             if row is not None:
                 rows.append(row)
-    head = ("family", "pass", "asked", "got", "parameters", "prune = mask", "permutation", "saved = reloaded", "loads with")
+    head = (
+        "family",
+        "pass",
+        "asked",
+        "got",
+        "parameters",
+        "prune = mask",
+        "permutation",
+        "saved = reloaded",
+        "loads with",
+    )
     return (
         "Tiny models of each family (`tests/models.py`). Asked and got count indices over all groups of the pass (for"
         " layers: layers). Errors are relative to the largest logit, the laws' in float64, the reload's in float32."
@@ -112,7 +122,9 @@ def faults() -> str:
     rows = []
     for fault in FAULTS:
         found = {law.name: law for law in plant(fault, models.captured(fault.family))}
-        rows.append((fault.name, fault.family, *("**caught**" if k in found and not found[k].holds else "" for k in names)))
+        rows.append(
+            (fault.name, fault.family, *("**caught**" if k in found and not found[k].holds else "" for k in names))
+        )
     caught = sum("**caught**" in row for row in rows)
     return f"{caught} of {len(rows)} planted faults are caught.\n\n" + table(("fault", "family", *names), rows)
 
@@ -131,7 +143,13 @@ def peer() -> str:
         ours = fxcompress.apply(models.captured(name), [PruneSSMHeads(ratio=0.5)]).report.passes[0]
         laws = [law["error"] for law in ours["laws"] if law["error"] is not None]
         asked, got = (sum(row[k] for row in ours["rows"]) for k in ("asked", "got"))
-        rows.append((name, theirs.splitlines()[-1] if theirs else "not installed", f"{got} of {asked:g} heads, laws to {max(laws):.1e}"))
+        rows.append(
+            (
+                name,
+                theirs.splitlines()[-1] if theirs else "not installed",
+                f"{got} of {asked:g} heads, laws to {max(laws):.1e}",
+            )
+        )
     return "Half of the SSM heads of tiny models.\n\n" + table(("model", "Torch-Pruning 1.6.1", "fxcompress"), rows)
 
 

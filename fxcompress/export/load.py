@@ -76,10 +76,11 @@ def _base_on_meta(base: dict[str, Any], stored: dict[str, torch.Tensor], steps: 
 
     Every tensor has the dtype that was stored: which casts a captured graph has depends on it.
     """
-    kind = getattr(transformers, str(base["class"]), None)
+    kind: Any = getattr(transformers, str(base["class"]), None)
     if base["config"] is None or not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise CompressError(f"{base['class']} is not a class of transformers: pass model= and example_inputs=")
-    config = kind.config_class.from_dict(base["config"])
+    config_class: Any = kind.config_class
+    config = config_class.from_dict(base["config"])
     with torch.device("meta"):
         model = kind(config).eval()
     removed = [path for step in steps for path in step.remove]

@@ -49,8 +49,8 @@ def to_transformers(program: Program, steps: Iterable[Step]) -> Any:
             return model
         worst = max(worst, error)
     raise NotExpressible(
-        f"{origin.model_class.__name__} with the sizes of the result computes something else (relative difference of the"
-        f" logits {worst:.2g}): its config fixes how the sizes are divided, or derives a constant from one that was cut"
+        f"{origin.model_class.__name__} with the sizes of the result computes something else (the logits differ by"
+        f" {worst:.2g}): its config fixes how the sizes are divided, or derives a constant from one that was cut"
     )
 
 
@@ -58,7 +58,7 @@ _TRIED = 6  # configs with the right shapes whose models are compared
 
 
 def _build(program: Program, config: Any, weights: dict[str, Tensor]) -> Any:
-    kind = program.origin.model_class
+    kind: Any = program.origin.model_class
     if program.is_meta:
         with torch.device("meta"):
             model = kind(config)
@@ -122,7 +122,7 @@ def renumbering(program: Program, steps: Iterable[Step]) -> dict[str, str]:
 
 def renumbered(name: str, removed: list[str]) -> str:
     for path in removed:
-        container, _, gone = path.rpartition(".")
+        container, _, _ = path.rpartition(".")
         match = re.match(re.escape(container) + r"\.(\d+)\.", name)
         if match:
             below = sum(p.startswith(container + ".") and int(p.rpartition(".")[2]) < int(match[1]) for p in removed)

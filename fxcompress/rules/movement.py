@@ -20,7 +20,7 @@ def _resize_shape(name: str) -> Any:
 @rule(aten.reshape.default, resize=_resize_shape("shape"))
 @rule(aten.flatten.using_ints)
 def reshape(call: Call) -> Dims:
-    """Deal the factors of the source out to the target's sizes, major to minor, splitting free axes where they divide."""
+    """Deal the source's factors out to the target's sizes, major to minor, splitting free axes where they divide."""
     source = [axis for dim in call.dims("self") for axis in factors(dim)]
     out: list[Dim] = []
     for target in call.shape:
@@ -215,7 +215,7 @@ def repeat(call: Call) -> Dims:
     counts = call.arg("repeats")
     source = call.dims("self")
     source = ((),) * (len(counts) - len(source)) + source
-    out = []
+    out: list[Dim] = []
     for times, dim in zip(counts, source, strict=True):
         new = (Axis(times),) if isinstance(times, int) and times != 1 else ()
         call.pin(new, "the number of repeats is written in the graph")
@@ -241,4 +241,3 @@ def reorder(call: Call) -> Dims:
     for along in call.arg("dims") or range(len(dims)):
         call.pin(dims[along], "indices change their places by position")
     return dims
-

@@ -10,13 +10,20 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
 from fxcompress.cli import app
 from tests import models
 
 Run = Callable[..., Result]
+
+
+def shallow(name: str) -> PreTrainedModel:
+    """The tiny model of a family with two layers: each costs half a second a capture."""
+    config = models.config(name)
+    config.num_hidden_layers = 2
+    return models.perturb(AutoModelForCausalLM.from_config(config).eval())
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +45,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def save(name: str) -> Path:
         if not (folder / name).exists():
-            models.tiny(name).save_pretrained(folder / name)
+            shallow(name).save_pretrained(folder / name)
             words = Tokenizer(WordLevel({f"w{i}": i for i in range(96)}, unk_token="w0"))
             words.pre_tokenizer = Whitespace()
             PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder / name)

@@ -32,6 +32,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["calibration", "saving"])
 def test_an_interrupt_leaves_nothing_behind(saved, tmp_path, moment):
     (tmp_path / "text.txt").write_text("w4 w5 w6 w7 " * 20)

@@ -25,7 +25,11 @@ from tests import models, plain
 STOCK = [
     ("llama", [PruneFFN(ratio=0.25)], {"intermediate_size": 60}),
     ("llama", [PruneAttentionHeads(size=4)], {"num_attention_heads": 4, "head_dim": 8}),
-    ("llama", [PruneAttentionHeads(size=1, kv=True)], {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 8}),
+    (
+        "llama",
+        [PruneAttentionHeads(size=1, kv=True)],
+        {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 8},
+    ),
     ("llama", [PruneEmbedding(size=36)], {"hidden_size": 36, "head_dim": 8}),
     ("llama", [RemoveLayers(layers=(1,))], {"num_hidden_layers": 2}),
     ("qwen3", [PruneEmbedding(size=40), PruneFFN(size=70), RemoveLayers(layers=(0, 2))], {"num_hidden_layers": 1}),
@@ -83,7 +87,9 @@ def test_what_no_config_can_say_loads_through_fxcompress_and_through_nothing_els
 
 
 def test_a_result_can_be_compressed_again_after_loading(tmp_path):
-    first = fxcompress.apply(models.captured("mamba2", torch.float32), [PruneSSMHeads(size=9)]).save_pretrained(tmp_path / "first")
+    first = fxcompress.apply(models.captured("mamba2", torch.float32), [PruneSSMHeads(size=9)]).save_pretrained(
+        tmp_path / "first"
+    )
     second = fxcompress.apply(fxcompress.load(first), [PruneSSMHeads(size=6), RemoveLayers(layers=(1,))])
     out = second.save_pretrained(tmp_path / "second")
     ids = models.ids(2, 7)
@@ -102,9 +108,13 @@ def test_a_result_in_half_precision_is_captured_with_its_own_casts(tmp_path):
 
 
 def test_generation_with_a_cache_equals_greedy_search_without_one():
-    small = fxcompress.apply(models.captured("nemotron_h", torch.float32), [PruneSSMHeads(size=9), PruneFFN(ratio=0.25)])
+    small = fxcompress.apply(
+        models.captured("nemotron_h", torch.float32), [PruneSSMHeads(size=9), PruneFFN(ratio=0.25)]
+    )
     ids = models.ids(1, 6)
-    made = small.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False, eos_token_id=None)
+    made = small.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False, eos_token_id=None
+    )
     for _ in range(5):
         ids = torch.cat([ids, logits(small, ids)[:, -1:].argmax(-1)], 1)
     assert torch.equal(made, ids)
@@ -130,7 +140,9 @@ def test_the_generation_config_and_the_tokenizer_come_along(tmp_path):
 
 
 def test_a_saved_model_holds_no_pickle_and_says_versions_hashes_and_plan(tmp_path):
-    out = fxcompress.apply(models.captured("mamba2", torch.float32), [PruneSSMHeads(size=9)]).save_pretrained(tmp_path / "out")
+    out = fxcompress.apply(models.captured("mamba2", torch.float32), [PruneSSMHeads(size=9)]).save_pretrained(
+        tmp_path / "out"
+    )
     assert {f.suffix for f in out.iterdir()} <= {".json", ".safetensors", ".html", ".txt"}
     manifest = json.loads((out / "fxcompress.json").read_text())
     assert manifest["steps"][0]["pass"] == "PruneSSMHeads"
@@ -156,7 +168,9 @@ def test_a_plain_module_is_loaded_into_the_module_it_came_from(tmp_path):
 
 @pytest.fixture
 def saved(tmp_path):
-    return fxcompress.apply(models.captured("mamba2", torch.float32), [PruneSSMHeads(size=9)]).save_pretrained(tmp_path / "out")
+    return fxcompress.apply(models.captured("mamba2", torch.float32), [PruneSSMHeads(size=9)]).save_pretrained(
+        tmp_path / "out"
+    )
 
 
 def test_a_changed_weight_file_is_refused(saved):

@@ -22,8 +22,16 @@ from tests import models, plain
 HYBRIDS = ("nemotron_h", "nemotron_h_moe")
 TRANSFORMERS = ("llama", "qwen3")
 CASES = [
-    *((name, PruneFFN(ratio=0.25, score=score)) for name in (*TRANSFORMERS, *HYBRIDS) for score in ("magnitude", "random")),
-    *((name, PruneSSMHeads(ratio=0.25, score=score)) for name in ("mamba2", *HYBRIDS) for score in ("magnitude", "random")),
+    *(
+        (name, PruneFFN(ratio=0.25, score=score))
+        for name in (*TRANSFORMERS, *HYBRIDS)
+        for score in ("magnitude", "random")
+    ),
+    *(
+        (name, PruneSSMHeads(ratio=0.25, score=score))
+        for name in ("mamba2", *HYBRIDS)
+        for score in ("magnitude", "random")
+    ),
     *((name, PruneSSMHeads(size=6, score="random")) for name in ("mamba2", *HYBRIDS)),
     *((name, PruneSSMChannels(ratio=0.25, score="random")) for name in ("mamba", "mamba2")),
     *((name, PruneSSMChannels(ratio=0.3, score="random")) for name in HYBRIDS),
@@ -107,7 +115,9 @@ def test_passes_compose_each_on_the_result_of_the_one_before():
 def test_heads_are_chosen_within_each_group_by_their_scores():
     program = models.captured("mamba2")
     (group,) = [
-        g for g in program.get(AxisMap).groups if "ssm_head" in g.roles and g.slots[0].name.startswith("backbone.layers.1.")
+        g
+        for g in program.get(AxisMap).groups
+        if "ssm_head" in g.roles and g.slots[0].name.startswith("backbone.layers.1.")
     ]
     scores = torch.tensor([[1.0, 4.0, 3.0, 2.0], [9.0, 9.5, 8.0, 7.0], [0.1, 0.2, 0.4, 0.3]])
     p = PruneSSMHeads(size=6, layers="backbone.layers.1", score={group.key: scores})
@@ -198,7 +208,9 @@ def test_a_convolutional_network_is_cut_and_proven(p):
     "p", [PruneFFN(ratio=0.25), PruneAttentionHeads(ratio=0.5), PruneEmbedding(ratio=0.25), RemoveLayers(layers=(0,))]
 )
 def test_a_users_own_transformer_is_cut_and_proven(p):
-    program = fxcompress.capture(models.perturb(plain.Encoder()).eval(), torch.zeros(2, 9, dtype=torch.long)).in_float64()
+    program = fxcompress.capture(
+        models.perturb(plain.Encoder()).eval(), torch.zeros(2, 9, dtype=torch.long)
+    ).in_float64()
     small = fxcompress.apply(program, [p])
     assert all(law["error"] is None or law["error"] <= 1e-9 for law in small.report.passes[0]["laws"])
 

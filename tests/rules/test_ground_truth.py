@@ -70,8 +70,15 @@ SAMPLES = [
     Sample("layer_norm within heads", lambda x: F.layer_norm(heads(x), (4,)).flatten(2), 2),
     Sample("matmul of heads", lambda x: (heads(x) @ heads(x).transpose(2, 3) @ heads(x)).flatten(2), 2),
     Sample("einsum as bmm", lambda x: torch.bmm(x, x.transpose(1, 2)) @ x),
-    Sample("attention", lambda x: F.scaled_dot_product_attention(*[heads(x).transpose(1, 2)] * 3).transpose(1, 2).flatten(2), 2),
-    Sample("causal depthwise conv1d", lambda x: F.conv1d(x.transpose(1, 2), torch.ones(12, 1, 3).double(), padding=1, groups=12).transpose(1, 2)),
+    Sample(
+        "attention",
+        lambda x: F.scaled_dot_product_attention(*[heads(x).transpose(1, 2)] * 3).transpose(1, 2).flatten(2),
+        2,
+    ),
+    Sample(
+        "causal depthwise conv1d",
+        lambda x: F.conv1d(x.transpose(1, 2), torch.ones(12, 1, 3).double(), padding=1, groups=12).transpose(1, 2),
+    ),
     Sample("gelu and arithmetic", lambda x: F.gelu(x) * 2 + x / 3 - 1),
     Sample("where", lambda x: torch.where(x > 0, x, x * 0.1)),
     Sample("zeros_like", lambda x: x + torch.zeros_like(x)),
@@ -80,7 +87,10 @@ SAMPLES = [
     Sample("copies one after the other", lambda x: x.repeat(1, 1, 2)),
     Sample("transpose of a matrix", lambda x: x.flatten(0, 1).t().t().view(x.shape)),
     Sample("squeeze of several dims", lambda x: x[:, None, :, None].squeeze((1, 3))),
-    Sample("batch_norm in eval mode", lambda x: F.batch_norm(x.transpose(1, 2), torch.ones(12).double(), torch.ones(12).double()).transpose(1, 2)),
+    Sample(
+        "batch_norm in eval mode",
+        lambda x: F.batch_norm(x.transpose(1, 2), torch.ones(12).double(), torch.ones(12).double()).transpose(1, 2),
+    ),
 ]
 
 
