@@ -12,6 +12,7 @@ import transformers
 import typer
 from rich.console import Console
 from rich.markup import escape
+from safetensors import SafetensorError
 from typer.core import TyperGroup
 
 from fxcompress.cli.compress import compress
@@ -27,7 +28,9 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (CompressError, OSError) as error:
+        except BrokenPipeError:
+            raise  # `| head` closed it: typer leaves without a word
+        except (CompressError, OSError, SafetensorError) as error:
             _leave(2, str(error))
         except ProofError as error:
             _leave(3, str(error))

@@ -13,7 +13,7 @@ from torch import Tensor
 from fxcompress.cli.calibration import read_calibration, require_known
 from fxcompress.cli.dry_run import show_dry_run
 from fxcompress.cli.model import Source, open_source
-from fxcompress.cli.options import EXAMPLE, MODEL
+from fxcompress.cli.options import MODEL
 from fxcompress.cli.progress import Steps
 from fxcompress.compressed import CompressedModel, apply
 from fxcompress.errors import CompressError
@@ -40,12 +40,11 @@ def compress(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the result's sizes and write nothing")] = False,
     random: Annotated[bool, typer.Option("--random", help="Random weights, for trying a config")] = False,
     verify: Annotated[bool, typer.Option(help="Check the laws after every pass")] = True,
-    example: EXAMPLE = None,
 ) -> None:
     """Compress a model into a new directory, each pass verified before the next."""
     steps = Steps(Console(stderr=True))
     wanted = _recipe(recipe, passes or [], calibration, samples, length)
-    source = open_source(model, steps, example or ())
+    source = open_source(model, steps)
     if not dry_run:
         _refuse_early(source, wanted, out, random)
     batches = _batches(wanted, source)

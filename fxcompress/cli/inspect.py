@@ -16,7 +16,7 @@ from rich.tree import Tree
 from fxcompress.cli import why
 from fxcompress.cli.inspection import Block, Group, Inspection
 from fxcompress.cli.model import open_source
-from fxcompress.cli.options import EXAMPLE, MODEL
+from fxcompress.cli.options import MODEL
 from fxcompress.cli.progress import Steps
 from fxcompress.report import FIGURES
 
@@ -28,7 +28,10 @@ def inspect(
     ] = "",
     to: Annotated[str, typer.Option("--to", metavar="NAME", help="With --why: the couplings to this one only")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else")] = False,
-    example: EXAMPLE = None,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SHAPE", help="An input to capture with, input_ids=2x64; repeatable"),
+    ] = None,
 ) -> None:
     """Show a model's size, its blocks, and the dimensions that can be cut."""
     program = open_source(model, Steps(Console(stderr=True)), example or ()).on_meta().program

@@ -1,4 +1,4 @@
-"""Arguments that several commands take."""
+"""The argument that several commands take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,3 @@ from typing import Annotated
 import typer
 
 MODEL = Annotated[Path, typer.Argument(metavar="MODEL", help="A model's directory, a config.json, or a result")]
-EXAMPLE = Annotated[
-    list[str] | None,
-    typer.Option("--example", metavar="NAME=SHAPE", help="An input to capture with, input_ids=2x64; repeatable"),
-]

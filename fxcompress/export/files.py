@@ -22,7 +22,7 @@ def prepare_output(path: str | Path, need_bytes: int = 0) -> Path:
         raise CompressError(f"{parent} is not a directory that can be written to")
     free = shutil.disk_usage(parent).free
     if need_bytes > free:
-        raise CompressError(f"{target} needs {need_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+        raise CompressError(f"{target} needs {need_bytes / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free")
     return target
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -203,7 +204,15 @@ def test_an_output_in_a_directory_that_is_read_only_is_refused(refused, saved, t
 def test_too_little_space_is_seen_before_the_weights_are_read(refused, saved, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))
     monkeypatch.setattr("fxcompress.checkpoint.Checkpoint.with_weights", lambda _: pytest.fail("weights were read"))
-    assert "needs 0.00 GB, 0.00 GB are free" in refused(saved("llama"))
+    assert "needs 1.2 MB, 0.0 MB are free" in refused(saved("llama"))
+
+
+def test_a_disk_that_fills_up_on_the_way_leaves_nothing_behind(refused, saved, monkeypatch):
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fxcompress.export.save._copy_tokenizer", fill)
+    assert "No space left on device" in refused(saved("llama"))
 
 
 @pytest.mark.parametrize(
