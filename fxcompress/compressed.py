@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,18 +81,24 @@ def apply(
     Raises CompressError for requests that cannot be carried out, before anything is changed. On ``meta`` weights this
     is a dry run: shapes, counts and config of the result, with the first indices kept.
     """
-    earlier, reports = [], []
+    earlier, before = [], Report()
     if isinstance(model, CompressedModel):
-        earlier, reports = list(model.steps), list(model.report.passes)
+        earlier, before = list(model.steps), model.report
         program = model.program
     else:
-        program = model if isinstance(model, Program) else capture(model, example_inputs)
+        program = model if isinstance(model, Program) else _captured(model, example_inputs, progress)
     check_values(program)
     pipeline = Pipeline(tuple(passes), verify, progress)
     result = _own(pipeline.run(program, calibration), program)
     report = Report.of(pipeline.records)
-    report.passes[:0] = reports
+    report.passes[:0] = before.passes
+    report.notes = dict(before.notes)
     return CompressedModel(result, [*earlier, *(record.step for record in pipeline.records)], report)
+
+
+def _captured(model: nn.Module, example_inputs: Any, progress: Progress | None) -> Program:
+    with progress("capture", None) if progress else contextlib.nullcontext():
+        return capture(model, example_inputs)
 
 
 def load(path: str | Path, model: nn.Module | None = None, example_inputs: Any = None) -> CompressedModel:
@@ -102,4 +109,5 @@ def load(path: str | Path, model: nn.Module | None = None, example_inputs: Any =
 def _own(result: Program, original: Program) -> Program:
     """The result with tensors of its own: training it must not change the user's model."""
     shared = {id(tensor) for tensor in original.state.values()}
-    return result.map_state(lambda name, t: t.clone() if id(result.state[name]) in shared else t)
+    borrowed = {name for name, tensor in result.state.items() if id(tensor) in shared}
+    return result.map_state(lambda name, t: t.clone() if name in borrowed else t)

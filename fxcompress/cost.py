@@ -46,10 +46,11 @@ class Cost:
         parameters = [p for _, p in program.parameters()]
         symbols = program.symbols()
         per_token, per_sequence = self._cache(symbols)
+        length = LENGTH if len(symbols) > 1 else 1  # without a length, one sample is one token
         self.figures = Figures(
             parameters=sum(p.numel() for p in parameters),
             weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
-            prefill_flops_per_token=round(self._flops(symbols, LENGTH, None) / LENGTH),
+            prefill_flops_per_token=round(self._flops(symbols, length, None) / length),
             decode_flops_per_token=round(self._flops(symbols, 1, LENGTH)),
             cache_bytes_per_token=per_token,
             cache_bytes_per_sequence=per_sequence,
@@ -61,7 +62,7 @@ class Cost:
         for _, rule, letters in self._costed():
             if rule.flops is not None:
                 sizes = _numbers(letters, symbols, length)
-                if context is not None and rule.context in sizes:
+                if context is not None and rule.context is not None and rule.context in sizes:
                     sizes[rule.context] = context
                 total += float(rule.flops(sizes))
         return total

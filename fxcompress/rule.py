@@ -44,7 +44,7 @@ class Call:
     reductions: list[Reduction] = field(default_factory=list)
     roles: list[tuple[str, Dim]] = field(default_factory=list)
     mixed: list[Dim] = field(default_factory=list)
-    letters: Mapping[str, Dim] = field(default_factory=dict)  # of an op whose rule is a string
+    letters: Mapping[str, Dim] = field(default_factory=dict)  # dims by the letters that the cost functions know
     contexts: list[tuple[Dim, list[Dim]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -128,6 +128,7 @@ class Sizing:
 
 Infer = Callable[[Call], Any]
 Resize = Callable[[Sizing], Mapping[str, Any]]
+Flops = Callable[[Mapping[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Rule:
     infer: Infer
     resize: Resize | None = None
     einop: Einop | None = None
-    flops: Callable[[Mapping[str, Any]], Any] | None = None
+    flops: Flops | None = None
     cache: Callable[[Mapping[str, Any]], tuple[Any, Any]] | None = None
     context: str | None = None
 
@@ -150,12 +151,12 @@ class Rule:
 RULES: dict[Any, Rule] = {}
 
 
-def rule(*ops: Any, resize: Resize | None = None) -> Callable[[Infer], Infer]:
-    """Register a function as the rule of some ops."""
+def rule(*ops: Any, resize: Resize | None = None, flops: Flops | None = None) -> Callable[[Infer], Infer]:
+    """Register a function as the rule of some ops. For ``flops`` the function names sizes in ``call.letters``."""
 
     def register(infer: Infer) -> Infer:
         for op in ops:
-            RULES[op] = Rule(infer, resize)
+            RULES[op] = Rule(infer, resize, flops=flops)
         return infer
 
     return register
@@ -169,7 +170,7 @@ def einop(
     sizes: Mapping[str, Callable[[Call], int]] | None = None,
     pins: Mapping[str, str] | None = None,
     resize: Resize | None = None,
-    flops: Callable[[Mapping[str, Any]], Any] | None = None,
+    flops: Flops | None = None,
     cache: Callable[[Mapping[str, Any]], tuple[Any, Any]] | None = None,
     context: str | None = None,
 ) -> None:

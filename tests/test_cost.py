@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fxcompress
 from fxcompress.cost import LENGTH, Cost
 from fxcompress.passes import PruneAttentionHeads, PruneFFN, PruneSSMHeads
-from tests import models
+from tests import models, plain
 
 
 def figures(name):
@@ -32,6 +32,15 @@ def test_flops_of_projections_and_attention_equal_pytorchs_counter():
         model(models.ids(1, length), use_cache=False)
     ours = models.captured("llama", torch.float32).get(Cost)
     assert ours._flops(ours.axes.program.symbols(), length, None) == counter.get_total_flops()
+
+
+def test_flops_of_convolutions_equal_pytorchs_counter():
+    model, image = plain.ResNet().eval(), torch.randn(1, 3, 16, 16)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    assert fxcompress.capture(model, image.repeat(2, 1, 1, 1)).get(Cost).figures.prefill_flops_per_token == (
+        counter.get_total_flops()
+    )
 
 
 def test_decoding_attends_to_the_cache_and_projects_one_token():

@@ -33,7 +33,7 @@ from fxcompress.passes import PruneFFN, RemoveLayers
 
 RATIO = 0.10  # of the neurons of every FFN
 CONTEXT = 512  # tokens a window
-CALIBRATION = 8_192  # tokens on which the neurons are scored
+CALIBRATION = 16_384  # tokens on which the neurons are scored
 SCAN = 1_024  # of them, on which layers are left out in turn
 CANDIDATES = range(10, 20)  # the middle third of 30 layers: the first and the last matter most
 HELD_OUT = 12_288  # tokens of other articles, for the perplexities

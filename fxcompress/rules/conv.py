@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from fxcompress.axis import Axis, Dims, size
@@ -14,8 +18,12 @@ def _resize_groups(s: Sizing) -> dict:
     return {"groups": s.size(s.dims("input")[1]) // s.size(s.dims("weight")[1])}
 
 
-@rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, resize=_resize_groups)
-@rule(aten.conv1d.padding, aten.conv2d.padding, resize=_resize_groups)
+def _flops(sizes: Mapping[str, Any]) -> Any:
+    return 2 * math.prod(sizes.values())
+
+
+@rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, resize=_resize_groups, flops=_flops)
+@rule(aten.conv1d.padding, aten.conv2d.padding, resize=_resize_groups, flops=_flops)
 def conv(call: Call) -> Dims:
     """x (n, g i, ...), weight (g o, i, ...), out (n, g o, ...) for g groups."""
     x, weight, groups = call.dims("input"), call.dims("weight"), call.arg("groups")
@@ -33,6 +41,11 @@ def conv(call: Call) -> Dims:
     space = call.fresh()[2:]
     for dim in (*x[2:], *weight[2:], *space):
         call.pin(dim, "it is a position in space")
+    call.letters = {
+        "n": x[0],
+        **{f"w{i}": dim for i, dim in enumerate(weight)},
+        **{f"s{i}": s for i, s in enumerate(space)},
+    }
     return (x[0], weight[0], *space)
 
 
