@@ -173,6 +173,17 @@ def test_a_view_that_mixes_axes_pins_them_and_says_which():
     assert all(g.pinned for g in program.get(AxisMap).groups if g.key.startswith("first.weight[0]"))
 
 
+@pytest.mark.parametrize("name", ["llama", "mamba2", "nemotron_h_moe"])
+def test_a_model_in_bfloat16_has_the_same_groups(name):
+    """Its graph is full of casts, which move no index."""
+    program = capture(models.tiny(name).bfloat16())
+    ours, wide = (
+        {(g.key, g.sizes, g.roles, bool(g.pinned)) for g in p.get(AxisMap).groups}
+        for p in (program, models.captured(name))
+    )
+    assert ours == wide
+
+
 @pytest.mark.parametrize("name", models.FAMILIES)
 def test_the_dims_of_every_node_have_the_sizes_of_its_value(name):
     from fxcompress.axis import size
