@@ -7,7 +7,6 @@ from sizes, so the logits are compared too.
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -39,19 +38,15 @@ def to_transformers(program: Program, steps: Iterable[Step]) -> Any:
     persistent = _persistent_names(origin)
     target = {name: shape for name, shape in target.items() if persistent is None or _old(name, names) in persistent}
     weights = {name: t for name, t in tensors.items() if name in target}
-    worst = 0.0
+    why = ""
     for config in itertools.islice(
         find_configs(origin.model_class, origin.config, target, removed_layers(program, steps)), _TRIED
     ):
         model = _build(program, config, weights)
-        error = _difference(program, model)
-        if error <= verify.tolerance(program):
+        why = _why_not(program, model)
+        if not why:
             return model
-        worst = max(worst, error)
-    raise NotExpressible(
-        f"{origin.model_class.__name__} with the sizes of the result computes something else (the logits differ by"
-        f" {worst:.2g}): its config fixes how the sizes are divided, or derives a constant from one that was cut"
-    )
+    raise NotExpressible(f"{origin.model_class.__name__} with the sizes of the result {why}")
 
 
 _TRIED = 6  # configs with the right shapes whose models are compared
@@ -68,20 +63,26 @@ def _build(program: Program, config: Any, weights: dict[str, Tensor]) -> Any:
     return model.eval()
 
 
-def _difference(program: Program, model: Any) -> float:
-    """How far the model's logits are from the program's; on meta, whether the sizes of their groups differ."""
+def _why_not(program: Program, model: Any) -> str:
+    """What the model does differently from the program, empty if nothing; on meta only sizes of groups are compared."""
     if program.is_meta:
-        theirs = {g.key: g.sizes for g in capture(model).get(AxisMap).groups}
-        return 0.0 if sorted(theirs.values()) == sorted(g.sizes for g in program.get(AxisMap).groups) else math.inf
+        ours, theirs = (sorted(g.sizes for g in p.get(AxisMap).groups) for p in (program, capture(model)))
+        return "" if ours == theirs else "divides them among its heads and groups in another way"
     inputs = dict(zip(program.inputs, verify.probe(program), strict=True))
     with torch.no_grad():
         ours = program(**inputs).logits
         try:
-            logits = model(**inputs).logits  # as a user would call it, cache and all
-        except (RuntimeError, IndexError, ValueError, StopIteration):  # shapes agree, and yet it does not run
-            return math.inf
+            theirs = model(**inputs).logits  # as a user would call it, cache and all
+        except (RuntimeError, IndexError, ValueError, StopIteration) as failure:
+            return f"does not run: {str(failure).strip().splitlines()[0] if str(failure) else type(failure).__name__}"
     mask = inputs.get("attention_mask")
-    return verify.difference(_real(ours, mask), _real(logits, mask))
+    error = verify.difference(_real(ours, mask), _real(theirs, mask))
+    if error <= verify.tolerance(program):
+        return ""
+    return (
+        f"computes something else (its logits differ by {error:.2g}): its config fixes how the sizes are divided, or it"
+        " derives a constant from one that was cut"
+    )
 
 
 def _real(logits: Tensor, mask: Tensor | None) -> list[Tensor]:

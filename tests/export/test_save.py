@@ -49,6 +49,7 @@ OURS = [
     ("llama", [PruneFFN(size=60, layers="*.layers.1")]),  # one layer narrower than the others
     ("llama", [PruneAxes(role="v_channel", size=12), RemoveLayers(layers=(0,))]),
     ("qwen3", [PruneAxes(role="qk_channel", size=3)]),
+    ("nemotron_h_moe", [PruneAxes(role="expert_neuron", size=15)]),  # its class multiplies in multiples of 16 bytes
 ]
 
 
