@@ -163,9 +163,20 @@ def demo() -> str:
     folder = ROOT / "demo-output"
     if not (folder / "report.txt").is_file():
         return "Run `./tools/demo` first."
-    notes = json.loads((folder / "report.json").read_text())["notes"]
-    lines = "\n".join(f"* {key}: {value}" for key, value in notes.items() if key != "recipe")
-    return f"`./tools/demo`:\n\n{lines}\n\n```\n{_without_trailing_blanks((folder / 'report.txt').read_text())}\n```"
+    told = json.loads((folder / "report.json").read_text())["notes"]["demo"]
+    dense = told["perplexity"]["dense"]
+    rows = [(what, f"{value:.2f}", f"{value / dense:.3f}") for what, value in told["perplexity"].items()]
+    scanned = ", ".join(f"{k}: {v:.1f}" for k, v in next(v for k, v in told.items() if "each layer" in k).items())
+    report = _without_trailing_blanks((folder / "report.txt").read_text())
+    return "\n\n".join(
+        [
+            f"`./tools/demo` on {told['model']}; {told['text']}.",
+            table(("", "perplexity", "ratio"), rows),
+            f"Perplexity on the calibration text without each layer in turn: {scanned}.",
+            "\n".join(f"* {caveat}" for caveat in told["caveats"]),
+            f"```\n{report}\n```",
+        ]
+    )
 
 
 def _without_trailing_blanks(text: str) -> str:
