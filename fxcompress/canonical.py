@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from fxcompress import graph
+from fxcompress.errors import CaptureError
 from fxcompress.rule import bind
 
 aten = torch.ops.aten
@@ -49,6 +50,9 @@ _CASTS = {
 def canonicalize(module: fx.GraphModule) -> None:
     """Bring a captured module's graph into canonical form, in place."""
     _inline_grad_regions(module)
+    for node in graph.calls(module.graph):  # while copies are still there: x.clone().add_(1) leaves x alone
+        if _is_inplace(node):
+            _make_functional(node)
     for node in graph.calls(module.graph):
         if node.target in _ASSERTIONS:
             module.graph.erase_node(node)
@@ -64,8 +68,6 @@ def canonicalize(module: fx.GraphModule) -> None:
         elif node.target in _EVEN_SPLITS and all(isinstance(n, int) for n in _split_sizes(node)):
             dim = node.args[2] if len(node.args) > 2 else 0
             node.target, node.args = aten.split_with_sizes.default, (node.args[0], _split_sizes(node), dim)
-        elif _is_inplace(node):
-            _make_functional(node)
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
@@ -107,14 +109,30 @@ def _functional_name(target: torch._ops.OpOverload) -> str:
 
 
 def _make_functional(node: fx.Node) -> None:
-    """``x.add_(y)`` becomes ``x' = x.add(y)``, and what read x afterwards reads x'."""
-    target = node.target
-    node.target = getattr(getattr(aten, _functional_name(target)), target._overloadname)
-    mutated = node.args[0]
+    """``x.add_(y)`` becomes ``x' = x.add(y)``, and what read x afterwards reads x'.
+
+    Where x shares its memory with another value that is read afterwards this would not be so: that is refused.
+    """
+    mutated, target = node.args[0], node.target
     position = {n: i for i, n in enumerate(node.graph.nodes)}
+    shared = mutated.op != "call_function" or _is_view(mutated)
+    if shared or any(_is_view(user) and position[user] < position[node] for user in mutated.users):
+        where = graph.module_path(node) or "the model"
+        raise CaptureError(
+            f"{where} changes {mutated.name} in place ({node.target}), which shares its memory with another value;"
+            " write it without the in-place operation"
+        )
+    node.target = getattr(getattr(aten, _functional_name(target)), target._overloadname)
     for user in list(mutated.users):
         if position[user] > position[node]:
             user.replace_input_with(mutated, node)
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Does the output share memory with an input? Said by the op's schema; an item of a list shares the list's."""
+    if node.target is operator.getitem:
+        return _is_view(node.args[0])
+    return isinstance(node.target, torch._ops.OpOverload) and any(r.alias_info for r in node.target._schema.returns)
 
 
 def _inline_grad_regions(module: fx.GraphModule) -> None:

@@ -181,6 +181,45 @@ def test_an_uncapturable_model_is_refused_with_module_op_line_and_advice():
     assert "torch.where" in said
 
 
+class Mutating(nn.Module):
+    """Works in place, on what ``start`` makes of its input."""
+
+    def __init__(self, start) -> None:
+        super().__init__()
+        self.linear, self.start = nn.Linear(4, 6), start
+
+    def forward(self, x):
+        h = self.linear(x)
+        changed = self.start(h)
+        changed.mul_(3).add_(1)
+        return h + changed
+
+
+@pytest.mark.parametrize("start", [lambda h: h.clone(), lambda h: h * 1], ids=["clone", "product"])
+@torch.no_grad()
+def test_in_place_arithmetic_on_a_copy_leaves_the_original_alone(start):
+    model, x = Mutating(start).eval(), torch.randn(3, 4)
+    torch.testing.assert_close(capture(model, x)(x), model(x))
+
+
+@torch.no_grad()
+def test_in_place_arithmetic_on_a_value_is_seen_by_whoever_reads_it_afterwards():
+    model, x = Mutating(lambda h: h).eval(), torch.randn(3, 4)
+    torch.testing.assert_close(capture(model, x)(x), model(x))
+
+
+@pytest.mark.parametrize("start", [lambda h: h[:, :3], lambda h: h.view(-1, 2, 3), lambda h: h.split(3, 1)[0]])
+def test_in_place_arithmetic_on_a_view_is_refused_rather_than_lost(start):
+    class Part(Mutating):
+        def forward(self, x):
+            h = self.linear(x)
+            self.start(h).mul_(3)
+            return h
+
+    with pytest.raises(CaptureError, match="shares its memory|modified inplace"):
+        capture(Part(start).eval(), torch.randn(3, 4))
+
+
 def test_a_plain_module_without_example_inputs_is_refused():
     with pytest.raises(CaptureError, match="pass example_inputs"):
         capture(plain.ResNet())
