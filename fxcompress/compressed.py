@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fxcompress.capture import capture
+from fxcompress.errors import CaptureError
 from fxcompress.export.load import load as read
 from fxcompress.export.save import save
 from fxcompress.export.transformers import to_transformers
@@ -18,6 +19,7 @@ from fxcompress.pipeline import Pass, Pipeline, Progress, check_values
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.report import Report
+from fxcompress.verify import captured_equals_model
 
 
 class CompressedModel(nn.Module):
@@ -88,17 +90,30 @@ def apply(
     else:
         program = model if isinstance(model, Program) else _captured(model, example_inputs, progress)
     check_values(program)
+    if verify and not isinstance(model, Program | CompressedModel):
+        before.capture_error = _capture_error(model, program)
     pipeline = Pipeline(tuple(passes), verify, progress)
     result = _own(pipeline.run(program, calibration), program)
     report = Report.of(pipeline.records)
     report.passes[:0] = before.passes
-    report.notes = dict(before.notes)
+    report.notes, report.capture_error = dict(before.notes), before.capture_error
     return CompressedModel(result, [*earlier, *(record.step for record in pipeline.records)], report)
 
 
 def _captured(model: nn.Module, example_inputs: Any, progress: Progress | None) -> Program:
     with progress("capture", None) if progress else contextlib.nullcontext():
         return capture(model, example_inputs)
+
+
+def _capture_error(model: nn.Module, program: Program) -> float | None:
+    """How far the graph is from the model it was captured from: all other laws compare the graph with its rewrite."""
+    law = captured_equals_model(model, program)
+    if not law.holds:
+        raise CaptureError(
+            f"the captured graph of {type(model).__name__} computes something else than the model: {law}. The model"
+            " does something that the replaced functions do not express, such as a mask of its own"
+        )
+    return law.error
 
 
 def load(path: str | Path, model: nn.Module | None = None, example_inputs: Any = None) -> CompressedModel:

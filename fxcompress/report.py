@@ -27,6 +27,7 @@ class Report:
 
     passes: list[dict[str, Any]] = field(default_factory=list)
     reload_error: float | None = None
+    capture_error: float | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -36,7 +37,8 @@ class Report:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Report:
-        return cls(list(data["passes"]), data.get("reload_error"), dict(data.get("notes", {})))
+        errors = (data.get("reload_error"), data.get("capture_error"))
+        return cls(list(data["passes"]), *errors, notes=dict(data.get("notes", {})))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -80,8 +82,10 @@ class Report:
         for name, (before, after) in self.summary().items():
             if before or after:
                 table.add_row(FIGURES[name], f"{before:,}", f"{after:,}", f"{after / before:.3f}" if before else "")
-        if self.reload_error is not None:
-            table.add_row("saved equals reloaded", "", f"error {self.reload_error:.1e}", "")
+        errors = {"captured equals model": self.capture_error, "saved equals reloaded": self.reload_error}
+        for name, error in errors.items():
+            if error is not None:
+                table.add_row(name, "", f"error {error:.1e}", "")
         return table
 
     def __str__(self) -> str:

@@ -30,6 +30,7 @@ def render(report: Report) -> str:
         checked=sum(law["error"] is not None for law in laws),
         failed=sum(not law["holds"] for law in laws),
         reload_error=report.reload_error,
+        capture_error=report.capture_error,
         runs=report.notes.get("runs", []),
         notes=_others(report.notes),
     )

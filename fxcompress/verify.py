@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fxcompress import graph
 from fxcompress.axes import AxisMap
@@ -72,6 +73,30 @@ def shapes(program: Program) -> Law:
     expected = _expected_shapes(program, inputs)
     wrong = sum(tuple(a.shape) != b for a, b in zip(graph.tensors(list(real)), expected, strict=True))
     return Law("shapes", float(wrong))
+
+
+@torch.no_grad()
+def captured_equals_model(model: torch.nn.Module, program: Program) -> Law:
+    """The graph computes what the model does, at sizes not seen at capture; padding does not count."""
+    name = "captured equals model"
+    if program.is_meta:
+        return Law(name, None, why="weights on meta have no values")
+    inputs = dict(zip(program.inputs, probe(program), strict=True))
+    was_training = model.training
+    try:
+        theirs = pytree.tree_leaves(model.eval()(**inputs))
+    except RuntimeError as error:
+        return Law(name, None, why=f"the model itself does not run on the probe: {str(error).splitlines()[0]}")
+    finally:
+        model.train(was_training)
+    ours = program.module(*inputs.values())
+    mask = inputs.get("attention_mask")
+    pairs = [(_real(a, mask), _real(b, mask)) for a, b in zip(ours, theirs, strict=False) if a is not None]
+    return Law(name, difference([a for a, _ in pairs], [b for _, b in pairs]), tolerance(program))
+
+
+def _real(output: Tensor, mask: Tensor | None) -> Tensor:
+    return output if mask is None or output.shape[:2] != mask.shape else output[mask.bool()]
 
 
 @torch.no_grad()
