@@ -22,6 +22,7 @@ from fxcompress.errors import CaptureError
 from fxcompress.program import Origin, Program
 from fxcompress.replacements import replaced
 
+TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")  # of a causal language model, (batch, length) each
 _PREFIX = "model."  # the wrapper's name for the user's model, taken off every name in the graph
 
 
@@ -81,11 +82,8 @@ def _named_inputs(model: nn.Module, example: tuple[Tensor, ...] | Mapping[str, T
         raise CaptureError(f"{type(model).__name__} is a plain module: pass example_inputs, e.g. capture(model, (x,))")
     shape, device = (2, 24), model.device  # neither 0 nor 1, which tracing would take for constants
     ids = torch.zeros(shape, dtype=torch.long, device=device)
-    made = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "position_ids": torch.arange(shape[1], device=device).repeat(shape[0], 1),
-    }
+    positions = torch.arange(shape[1], device=device).repeat(shape[0], 1)
+    made = dict(zip(TOKEN_INPUTS, (ids, torch.ones_like(ids), positions), strict=True))
     return {name: tensor for name, tensor in made.items() if name in accepted}
 
 

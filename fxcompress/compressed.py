@@ -96,7 +96,8 @@ def apply(
     result = _own(pipeline.run(program, calibration), program)
     report = Report.of(pipeline.records)
     report.passes[:0] = before.passes
-    report.notes, report.capture_error = dict(before.notes), before.capture_error
+    report.notes = {"model": program.origin.model_class.__name__} | before.notes
+    report.capture_error = before.capture_error
     return CompressedModel(result, [*earlier, *(record.step for record in pipeline.records)], report)
 
 

@@ -19,6 +19,7 @@ import transformers
 from safetensors.torch import save_file
 
 from fxcompress import verify
+from fxcompress.capture import TOKEN_INPUTS
 from fxcompress.errors import CompressError, ProofError
 from fxcompress.export.config import NotExpressible
 from fxcompress.export.files import output_directory
@@ -46,6 +47,12 @@ def save(
     """
     if program.is_meta:
         raise CompressError("weights on meta have no values to save; this was a dry run")
+    strange = sorted(set(program.inputs) - set(TOKEN_INPUTS))
+    if program.origin.config is not None and strange:
+        raise CompressError(
+            f"the model was captured with the inputs {', '.join(strange)}, with which it cannot be compared after"
+            f" loading; capture it with inputs among {', '.join(TOKEN_INPUTS)}"
+        )
     need = sum(t.numel() * t.element_size() for t in program.state.values())
     with output_directory(path, need + (1 << 20)) as folder:
         kind, why = _write_weights(program, steps, folder)
@@ -105,9 +112,10 @@ def versions() -> dict[str, str]:
 def _reload_error(program: Program, folder: Path) -> float:
     """How far what the files give is from what was in memory."""
     again, _, _ = load(folder)
-    inputs = verify.probe(program)
+    given = dict(zip(program.inputs, verify.probe(program), strict=True))
     with torch.no_grad():
-        error = verify.difference(program.module(*inputs), again.module(*inputs))
+        ours, theirs = (p.module(*p.bind(**given)) for p in (program, again))
+    error = verify.difference(ours, theirs)
     if error > verify.tolerance(program):
         raise ProofError(f"what was saved differs from what was in memory: relative error {error:.2g}")
     return error

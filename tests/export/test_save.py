@@ -242,6 +242,21 @@ def test_an_interrupt_while_saving_leaves_nothing_behind(tmp_path, monkeypatch, 
     assert not any(tmp_path.iterdir())
 
 
+def test_a_model_captured_with_ids_alone_is_saved_and_compared(tmp_path):
+    model = models.tiny("llama")
+    small = fxcompress.apply(model, [PruneFFN(size=60)], example_inputs={"input_ids": models.ids(2, 9)})
+    small.save_pretrained(tmp_path / "out")
+    assert small.report.reload_error == 0.0
+
+
+def test_a_model_captured_with_other_inputs_is_not_saved_and_told_why(tmp_path):
+    model = models.tiny("llama")
+    small = fxcompress.apply(model, [PruneFFN(size=60)], example_inputs={"inputs_embeds": torch.randn(2, 9, 48)})
+    with pytest.raises(CompressError, match="inputs_embeds"):
+        small.save_pretrained(tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_dry_run_is_not_saved(tmp_path):
     with torch.device("meta"):
         model = type(models.tiny("llama"))(models.config("llama")).eval()
