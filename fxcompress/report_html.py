@@ -24,7 +24,7 @@ def render(report: Report) -> str:
     environment.filters |= {"short": short, "said": said}
     laws = [law for entry in report.passes for law in entry["laws"]]
     return environment.get_template("report.html.j2").render(
-        title=next((run["model"] for run in report.notes.get("runs", [])), "a model"),
+        title=next((run["model"] for run in report.notes.get("runs", [])), report.notes.get("model", "a model")),
         figures=[_figure(name, *sizes) for name, sizes in report.summary().items() if any(sizes)],
         passes=[_pass(entry) for entry in report.passes],
         checked=sum(law["error"] is not None for law in laws),
@@ -51,7 +51,7 @@ def _pass(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _others(notes: Mapping[str, Any]) -> str:
     """What a caller noted beside the runs."""
-    others = {name: value for name, value in notes.items() if name != "runs"}
+    others = {name: value for name, value in notes.items() if name not in ("runs", "model")}
     return yaml.safe_dump(others, sort_keys=False, allow_unicode=True) if others else ""
 
 
