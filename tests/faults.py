@@ -172,7 +172,7 @@ def _untie(program: Program) -> None:
     program.module.recompile()
 
 
-def _skip_norm_only(program: Program) -> None:
+def _skip_another(program: Program) -> None:
     """A block is removed, and the one after it too."""
     from fxcompress import blocks
 
@@ -211,5 +211,5 @@ FAULTS = (
     Fault("an off-by-one in a split", "mamba2", HEADS, lambda: _resized("aten.split_with_sizes.default", _off_by_one)),
     Fault("a slice that keeps its old bounds", "llama", NARROW, lambda: _without_resize("aten.slice.Tensor")),
     Fault("a broken tie: the head gets a copy", "llama", WIDTH, lambda: _after_rewrite(_untie)),
-    Fault("one layer too many removed", "llama", RemoveLayers(layers=(1,)), lambda: _after_rewrite(_skip_norm_only)),
+    Fault("one layer too many removed", "llama", RemoveLayers(layers=(1,)), lambda: _after_rewrite(_skip_another)),
 )
