@@ -16,6 +16,7 @@ from torch import Tensor, fx
 import fxcompress.kernels
 import fxcompress.rules  # noqa: F401  (both register the rules of their ops)
 from fxcompress import graph
+from fxcompress.address import Input
 from fxcompress.axis import Axis, Dim, Dims, Equations, factors, leaves, resolve
 from fxcompress.errors import CompressError
 from fxcompress.program import Program
@@ -43,6 +44,7 @@ class Group:
     roles: frozenset[str]
     slots: tuple[Slot, ...]
     pinned: tuple[str, ...]  # why it cannot be cut; empty when it can
+    border: bool = False  # pinned by nothing but the program's inputs and outputs
 
     @property
     def size(self) -> int:
@@ -66,15 +68,21 @@ class AxisMap:
         self.state: dict[str, Dims] = {}
         self.reductions: dict[fx.Node, list[Reduction]] = {}
         self.letters: dict[fx.Node, dict[str, Dim]] = {}
+        self.values: dict[fx.Node, Any] = {}  # what the values of index tensors point into
+        self.inputs: dict[str, Input] = {}
+        self.needs: list[tuple[fx.Node, Dim, int, str]] = []  # (op, dim, how many must stay at least, why)
         self._mixed: dict[fx.Node, list[Dim]] = {}
         self._contexts: list[tuple[Dim, list[Dim]]] = []
         self._roles: list[tuple[str, Dim]] = []
         equations = Equations()
         for node in program.graph.nodes:
             self._visit(node, equations)
+        for addresses in self.inputs.values():
+            self._addressed(addresses, equations)
         for node, dim in self._squares():
             equations.pin(dim, f"it meets itself in one dim of {node.name}")
         self.pinned = equations.pinned()
+        self.borders = equations.bordering()
         self.roles = self._resolve_roles()
         self.outer = self._outer_axes()
         self.groups = self._make_groups()
@@ -96,21 +104,47 @@ class AxisMap:
             self.dims[node] = _fresh(value)
             for dim in self.dims[node]:
                 equations.pin(dim, f"it is a dim of the input {node.name!r}")
+            if not value.is_floating_point():
+                self.values[node] = self.inputs[node.name] = Input(node.name)
         elif node.op == "output":
             for used in node.all_input_nodes:
                 for dim in self._all_dims(used):
-                    equations.pin(dim, "it is a dim of the model's output")
+                    equations.border(dim, "it is a dim of the model's output")
         elif node.op == "call_function" and any(True for _ in graph.tensors(value)):
             self._call(node, value, equations)
 
     def _call(self, node: fx.Node, value: Any, equations: Equations) -> None:
-        call = Call(node, self.dims, equations)
+        call = Call(node, self.dims, equations, values=self.values)
         self.dims[node] = infer(call, value)
+        self._follow_values(call, equations)
+        self.needs += [(node, *need) for need in call.least]
         self.reductions[node] = call.reductions
         self.letters[node] = dict(call.letters)
         self._mixed[node] = call.mixed
         self._contexts += call.contexts
         self._roles += call.roles
+
+    def _follow_values(self, call: Call, equations: Equations) -> None:
+        """Movement carries values along; what is computed from them is nobody's address any more."""
+        self.values[call.node] = values_of(call, self.dims[call.node])
+        if self.values[call.node] is None:
+            for values in (self.values[n] for n in call.pointing()):
+                if isinstance(values, Input):
+                    values.computed = values.computed or call.name
+                elif isinstance(values, tuple):
+                    equations.pin(values, f"its addresses are computed with, at {call.name}")
+
+    def _addressed(self, values: Input, equations: Equations) -> None:
+        """What one input addresses shares its numbering."""
+        for dim in values.addressed:
+            equations.tie(values.addressed[0], dim, f"both are addressed by the input {values.name!r}")
+            equations.border(dim, f"it is addressed by the input {values.name!r}")
+            if values.computed:
+                equations.pin(
+                    dim, f"it is addressed by {values.name!r}, whose values are computed with at {values.computed}"
+                )
+            elif values.name != "position_ids":
+                self._roles.append(("vocabulary", dim))
 
     def _all_dims(self, node: fx.Node) -> Iterator[Dim]:
         dims = self.dims.get(node, ())
@@ -139,22 +173,20 @@ class AxisMap:
 
         A choice may differ along r only if every tensor that has the axis has r too (else one value would stand for
         several choices), if no op lets values at different r meet, and if in every parameter r lies outside of the
-        axis within one dim, so that the choice is a plain list of indices there.
+        axis, in the same dim or in another one, so that the choice is a list of indices at every r.
         """
         found: dict[Axis, dict[Axis, None]] = {}
-        for name in self.state:
-            for dim in self.state[name]:
-                for axis, prefix in _prefixes(dim):
-                    allowed = found.setdefault(axis, dict.fromkeys(prefix))
-                    found[axis] = {a: None for a in allowed if a in prefix}
+        for dims in self.state.values():
+            for axis, before, around in _occurrences(dims):
+                allowed = found.setdefault(axis, dict.fromkeys((*before, *around)))
+                found[axis] = {a: None for a in allowed if a in before or a in around}
         for node in self.dims:
             mixed = {axis for dim in self._mixed.get(node, ()) for axis in leaves(dim)}
             for dims in self._tensors_at(node):
-                present = {axis for dim in dims for axis in leaves(dim)}
-                for axis in present & found.keys():
-                    if axis in mixed:
-                        continue
-                    found[axis] = {a: None for a in found[axis] if a in present and a not in mixed}
+                for axis, before, around in _occurrences(dims, after=True):
+                    if axis in found and axis not in mixed:
+                        near = {*before, *around} - mixed
+                        found[axis] = {a: None for a in found[axis] if a in near}
         for dim, context in self._contexts:
             shared = {axis for other in context for axis in leaves(other)}
             for axis in set(leaves(dim)) & found.keys():
@@ -186,7 +218,8 @@ class AxisMap:
                 sizes=(*(a.size for a in self.outer[axis]), axis.size),  # type: ignore[arg-type]
                 roles=frozenset(self.roles.get(axis, ())),
                 slots=tuple(places),
-                pinned=tuple(self.pinned.get(axis, ())),
+                pinned=(*self.pinned.get(axis, ()), *self.borders.get(axis, ())),
+                border=axis in self.borders and axis not in self.pinned,
             )
             for axis, places in slots.items()
         ]
@@ -214,6 +247,19 @@ def pointwise(call: Call) -> Dims:
     return tuple(out)
 
 
+def values_of(call: Call, dims: Any) -> Any:
+    """What the output's values point into: said by the rule, or what they pointed into before they were moved."""
+    sources = call.pointing()
+    if call.points is not None or len(sources) != 1:
+        return call.points
+    if call.node.target not in RULES or not RULES[call.node.target].moves:
+        return None
+    values = call.values[sources[0]]
+    if isinstance(values, list):  # an item of several outputs
+        return values[call.node.args[1]]  # type: ignore[index]
+    return [values] * len(dims) if isinstance(dims, list) else values
+
+
 def _no_rule(call: Call, value: Any) -> Any:
     """Pin everything that an unknown op touches: safe, and said."""
     why = f"{op_name(call.node.target)} has no rule"
@@ -237,3 +283,26 @@ def _prefixes(dim: Dim, before: tuple[Axis, ...] = ()) -> Iterator[tuple[Axis, t
         else:
             yield axis, before
             before = (*before, axis)
+
+
+def _occurrences(dims: Dims, after: bool = False) -> Iterator[tuple[Axis, tuple[Axis, ...], tuple[Axis, ...]]]:
+    """Each free axis of a tensor, with the free axes outside of it in its dim and those that are dims around it.
+
+    Only axes that the tensor has at every index of the axis count. With ``after`` also those inside of it in its dim.
+    """
+    plain = [[a for a in map(resolve, factors(dim)) if a.kind == "free"] for dim in dims]
+    for i, dim in enumerate(dims):
+        for axis, near in _near(dim, (), after):
+            yield axis, near, tuple(a for j, axes in enumerate(plain) if j != i for a in axes if a is not axis)
+
+
+def _near(dim: Dim, before: tuple[Axis, ...], after: bool) -> Iterator[tuple[Axis, tuple[Axis, ...]]]:
+    """Each free axis of a dim with the free axes of the products that it stands in, those before it or all of them."""
+    axes = [resolve(axis) for axis in factors(dim)]
+    for i, axis in enumerate(axes):
+        near = (*before, *(a for a in (axes if after else axes[:i]) if a.kind == "free" and a is not axis))
+        if axis.kind == "free":
+            yield axis, near
+        else:
+            for part in axis.parts:
+                yield from _near(part, near, after)

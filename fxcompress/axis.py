@@ -113,22 +113,26 @@ def _offsets(parts: Sequence[Dim]) -> list[Size]:
 
 @dataclass
 class Equations:
-    """Ties between dims, solved as they come. Pins are kept as said and read off the solved axes at the end."""
+    """Ties between dims, solved as they come. Pins are kept as said and read off the solved axes at the end.
+
+    A *border* is what the program's inputs and outputs have: it can be cut, but only together with what is outside.
+    """
 
     pins: list[tuple[Dim, str]] = field(default_factory=list)
+    borders: list[tuple[Dim, str]] = field(default_factory=list)
 
     def pin(self, dim: Iterable[Axis], why: str) -> None:
         self.pins.append((tuple(dim), why))
 
+    def border(self, dim: Iterable[Axis], why: str) -> None:
+        self.borders.append((tuple(dim), why))
+
     def pinned(self) -> dict[Axis, list[str]]:
         """Every pinned free axis with the reasons, first said first."""
-        out: dict[Axis, list[str]] = {}
-        for dim, why in self.pins:
-            for axis in leaves(dim):
-                reasons = out.setdefault(axis, [])
-                if why not in reasons:
-                    reasons.append(why)
-        return out
+        return _by_axis(self.pins)
+
+    def bordering(self) -> dict[Axis, list[str]]:
+        return _by_axis(self.borders)
 
     def tie(self, x: Iterable[Axis], y: Iterable[Axis], why: str) -> None:
         """Equate two dims of the same size, refining their axes; pin both where their factors do not align."""
@@ -229,6 +233,14 @@ class Equations:
                 out.append(concat(run))
                 run = []
         return out
+
+
+def _by_axis(said: Iterable[tuple[Dim, str]]) -> dict[Axis, list[str]]:
+    out: dict[Axis, dict[str, None]] = {}
+    for dim, why in said:
+        for axis in leaves(dim):
+            out.setdefault(axis, {})[why] = None
+    return {axis: list(reasons) for axis, reasons in out.items()}
 
 
 def _expose(axes: Sequence[Axis]) -> list[Axis]:

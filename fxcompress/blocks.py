@@ -1,7 +1,9 @@
-"""Residual blocks: modules whose output is their input plus something, so that they can be skipped.
+"""Residual blocks: modules that only add something to the residual stream, so that they can be skipped.
 
-Read off the graph: walking back from a module's output along additions must lead to a value from outside the module.
-The other operands of those additions are its *branches*: zero is their neutral element.
+Read off the graph. Either walking back from a module's output along additions leads to a value from outside the module,
+as with a whole layer: the other operands of those additions are its *branches*, and zero is their neutral element. Or
+all that becomes of its output is a branch of one addition outside, as with the attention or the feed-forward network
+of a layer.
 """
 
 from __future__ import annotations
@@ -12,17 +14,21 @@ import torch
 from torch import fx
 
 from fxcompress import graph
+from fxcompress.axes import AxisMap
+from fxcompress.axis import leaves
 from fxcompress.errors import CompressError
 from fxcompress.program import Program
+from fxcompress.rule import RULES, shape_of
 
 aten = torch.ops.aten
 
-_CASTS = {aten.to.dtype, aten._to_copy.default}
+_SAME_VALUES = {aten.to.dtype, aten._to_copy.default, aten.reshape.default}
+_NORMS = {aten.mean.dim, aten.layer_norm.default, aten.rms_norm.default}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A module that adds to the residual stream: what comes in, what goes out, what is added on the way."""
+    """What adds to the residual stream: the stream before and after it, and what is added on the way."""
 
     path: str
     source: fx.Node
@@ -39,18 +45,51 @@ def read_block(program: Program, path: str) -> Block:
     leaving = [node for node in used if isinstance(node.meta.get("val"), torch.Tensor) and node.op == "call_function"]
     if len(leaving) != 1:
         raise CompressError(f"{path} cannot be removed: {len(leaving)} values leave it, a residual block has one")
-    output = leaving[0]
+    block = _with_stream_inside(path, leaving[0], inside) or _as_branch(program, path, leaving[0], inside)
+    if block is None:
+        raise CompressError(f"{path} cannot be removed: its output {leaving[0].name} is not added to anything")
+    return block
+
+
+def _with_stream_inside(path: str, output: fx.Node, inside: set[fx.Node]) -> Block | None:
+    """The module's output is its input plus something."""
     node, branches = output, []
     while node in inside:
-        if node.target in _CASTS:
+        if node.target in _SAME_VALUES:
             node = node.args[0]
             continue
         if node.target is not aten.add.Tensor or len(node.all_input_nodes) != 2:
-            raise CompressError(f"{path} cannot be removed: its output {node.name} is not its input plus something")
+            return None
         stream, branch = _stream_first(node, inside)
         branches.append((node, branch))
         node = stream
+    if not branches or shape_of(node.meta["val"]) != shape_of(output.meta["val"]):
+        return None
     return Block(path, node, output, tuple(branches))
+
+
+def _as_branch(program: Program, path: str, output: fx.Node, inside: set[fx.Node]) -> Block | None:
+    """All that becomes of the module's output, by norms, scales and the like, is added to the residual stream."""
+    axes = program.get(AxisMap)
+    made, visited = {output}, {output}
+    for node in list(output.graph.nodes):
+        if node in inside or not made & set(node.all_input_nodes):
+            continue
+        visited.add(node)
+        if any(user not in visited for earlier in made for user in earlier.users if user not in inside):
+            made.add(node)
+            continue
+        mine = [n for n in node.all_input_nodes if n in made]
+        others = [n for n in node.all_input_nodes if n not in made]
+        if node.target is aten.add.Tensor and len(mine) == len(others) == 1 and others[0].op == "call_function":
+            width = axes.roles.keys() & set(leaves(axes.dims[node][-1]))
+            whole = shape_of(others[0].meta["val"]) == shape_of(node.meta["val"])
+            fits = whole and any("residual" in axes.roles[axis] for axis in width)
+            return Block(path, others[0], node, ((node, mine[0]),)) if fits else None
+        if node.target in RULES and not RULES[node.target].moves and node.target not in _NORMS:
+            return None
+        made.add(node)
+    return None
 
 
 def skip(program: Program, path: str) -> None:

@@ -2,8 +2,8 @@
 
 Dropped: assertions on sizes and metadata, casts to the dtype a tensor already has, copies of layout (``contiguous``,
 ``alias``, ``detach``), slices of everything. ``view`` becomes ``reshape``, which asks nothing of the layout; an even
-split becomes one with sizes; a conversion becomes a cast. In-place pointwise ops become functional. Regions under
-``set_grad_enabled`` are inlined. A scale that attention would derive from a size is written out.
+split becomes one with sizes; a conversion becomes a cast. In-place ops become functional (``fxcompress.functional``).
+Regions under ``set_grad_enabled`` are inlined. A scale that attention would derive from a size is written out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from fxcompress import graph
-from fxcompress.errors import CaptureError
+from fxcompress.functional import make_functional
 from fxcompress.rule import bind
 
 aten = torch.ops.aten
@@ -35,6 +35,7 @@ _COPIES = {
     aten.lift_fresh_copy.default,
     aten.clone.default,
 }
+_OTHER_NAMES = {aten.concatenate.default: aten.cat.default, aten.concat.default: aten.cat.default}
 _RESHAPES = {aten.view.default, aten._unsafe_view.default}
 _EVEN_SPLITS = {aten.chunk.default, aten.split.Tensor, aten.tensor_split.sections}
 _CASTS = {
@@ -50,9 +51,7 @@ _CASTS = {
 def canonicalize(module: fx.GraphModule) -> None:
     """Bring a captured module's graph into canonical form, in place."""
     _inline_grad_regions(module)
-    for node in graph.calls(module.graph):  # while copies are still there: x.clone().add_(1) leaves x alone
-        if _is_inplace(node):
-            _make_functional(node)
+    make_functional(module.graph)  # while copies are still there: x.clone().add_(1) leaves x alone
     for node in graph.calls(module.graph):
         if node.target in _ASSERTIONS:
             module.graph.erase_node(node)
@@ -61,6 +60,11 @@ def canonicalize(module: fx.GraphModule) -> None:
             module.graph.erase_node(node)
         elif node.target in _CASTS:  # a program runs on one device: what is left is the cast to a dtype
             node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.meta["val"].dtype), {}
+        elif node.target is aten.slice_scatter.default and _covers(node):
+            node.replace_all_uses_with(node.args[1])
+            module.graph.erase_node(node)
+        elif node.target in _OTHER_NAMES:
+            node.target = _OTHER_NAMES[node.target]
         elif node.target in _RESHAPES:
             node.target = aten.reshape.default
         elif node.target is aten.scaled_dot_product_attention.default and node.kwargs.get("scale") is None:
@@ -82,8 +86,11 @@ def _is_noop_cast(node: fx.Node) -> bool:
 
 
 def _is_full_slice(node: fx.Node) -> bool:
-    if node.target is not aten.slice.Tensor:
-        return False
+    return node.target is aten.slice.Tensor and _covers(node)
+
+
+def _covers(node: fx.Node) -> bool:
+    """Does a slice take everything?"""
     args = bind(node)
     whole = args["end"] is None or (isinstance(args["end"], int) and args["end"] >= 2**62)
     return args["start"] in (0, None) and whole and args["step"] == 1
@@ -92,47 +99,6 @@ def _is_full_slice(node: fx.Node) -> bool:
 def _split_sizes(node: fx.Node) -> list[Any]:
     dim = node.args[2] if len(node.args) > 2 else 0
     return [piece.shape[dim] for piece in node.meta["val"]]
-
-
-def _is_inplace(node: fx.Node) -> bool:
-    target = node.target
-    return (
-        isinstance(target, torch._ops.OpOverload)
-        and target._schema.is_mutable
-        and target._schema.name.endswith("_")
-        and hasattr(aten, _functional_name(target))
-    )
-
-
-def _functional_name(target: torch._ops.OpOverload) -> str:
-    return target._schema.name.split("::")[1].removesuffix("_")
-
-
-def _make_functional(node: fx.Node) -> None:
-    """``x.add_(y)`` becomes ``x' = x.add(y)``, and what read x afterwards reads x'.
-
-    Where x shares its memory with another value that is read afterwards this would not be so: that is refused.
-    """
-    mutated, target = node.args[0], node.target
-    position = {n: i for i, n in enumerate(node.graph.nodes)}
-    shared = mutated.op != "call_function" or _is_view(mutated)
-    if shared or any(_is_view(user) and position[user] < position[node] for user in mutated.users):
-        where = graph.module_path(node) or "the model"
-        raise CaptureError(
-            f"{where} changes {mutated.name} in place ({node.target}), which shares its memory with another value;"
-            " write it without the in-place operation"
-        )
-    node.target = getattr(getattr(aten, _functional_name(target)), target._overloadname)
-    for user in list(mutated.users):
-        if position[user] > position[node]:
-            user.replace_input_with(mutated, node)
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Does the output share memory with an input? Said by the op's schema; an item of a list shares the list's."""
-    if node.target is operator.getitem:
-        return _is_view(node.args[0])
-    return isinstance(node.target, torch._ops.OpOverload) and any(r.alias_info for r in node.target._schema.returns)
 
 
 def _inline_grad_regions(module: fx.GraphModule) -> None:

@@ -8,20 +8,21 @@ tied by this op and by no other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import networkx as nx
 from torch import fx
 
 from fxcompress import graph
-from fxcompress.axes import AxisMap, Group, Slot, infer
-from fxcompress.axis import Axis, Dims, Equations, factors, leaves, size
+from fxcompress.axes import AxisMap, Group, Slot, infer, values_of
+from fxcompress.axis import Axis, Dim, Dims, Equations, factors, leaves, size
 from fxcompress.errors import CompressError
 from fxcompress.rule import Call, op_name
 
 Place: TypeAlias = "tuple[fx.Node, int, int]"  # (node, which of its tensors, dim)
+VALUES = -1  # in the place of a dim: what the tensor's values point into
 
 
 def coupling_graph(axes: AxisMap, group: Group | None = None) -> nx.Graph:
@@ -77,14 +78,35 @@ def _ties(axes: AxisMap) -> Iterator[_Tie]:
         if node.op != "call_function" or node not in axes.dims:
             continue
         local = {n: _fresh(axes.dims[n]) for n in node.all_input_nodes if n in axes.dims}
-        out = infer(Call(node, local, Equations()), node.meta["val"])
+        values = {n: _fresh_values(axes.values.get(n)) for n in node.all_input_nodes}
+        call = Call(node, local, Equations(), values=values)
+        local[node] = infer(call, node.meta["val"])
+        values[node] = values_of(call, local[node])
         found: dict[Axis, dict[Place, None]] = {}
-        for owner, dims in [*local.items(), (node, out)]:
-            for item, tensor in enumerate(_tensors(dims)):
-                for i, dim in enumerate(tensor):
-                    for axis in leaves(dim):
-                        found.setdefault(axis, {})[owner, item, i] = None
+        for place, dim in [*_dims_at(local), *_values_at(values)]:
+            for axis in leaves(dim):
+                found.setdefault(axis, {})[place] = None
         yield from (_Tie(node, tuple(places)) for places in found.values() if len(places) > 1)
+
+
+def _dims_at(dims: Mapping[fx.Node, Any]) -> Iterator[tuple[Place, Dim]]:
+    for node, several in dims.items():
+        for item, tensor in enumerate(_tensors(several)):
+            yield from (((node, item, i), dim) for i, dim in enumerate(tensor))
+
+
+def _values_at(values: Mapping[fx.Node, Any]) -> Iterator[tuple[Place, Dim]]:
+    """What index tensors point into, at a place of its own beside their dims."""
+    for node, several in values.items():
+        for item, dim in enumerate(several if isinstance(several, list) else [several]):
+            if isinstance(dim, tuple):
+                yield (node, item, VALUES), dim
+
+
+def _fresh_values(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_fresh_values(item) for item in values]
+    return _fresh((values,))[0] if isinstance(values, tuple) else None
 
 
 def _fresh(dims: Dims | list[Dims]) -> Dims | list[Dims]:
@@ -105,7 +127,7 @@ def _add_group(couplings: nx.Graph, axes: AxisMap, group: Group, ties: Sequence[
     makers: dict[Place, str] = {}  # what an op returns -> the node that stands for the op there
     times: dict[fx.Node, int] = {}
     for tie in ties:
-        if not all(group.axis in leaves(_tensors(axes.dims[n])[item][i]) for n, item, i in tie.places):
+        if not all(group.axis in leaves(_dim_at(axes, place)) for place in tie.places):
             continue
         op, again = tie.op, times.get(tie.op, 0)
         name = f"{op.name}:{again}" if again else op.name
@@ -116,6 +138,14 @@ def _add_group(couplings: nx.Graph, axes: AxisMap, group: Group, ties: Sequence[
                 makers[place] = name
             elif (source := _source(makers, place)) is not None:
                 couplings.add_edge(source, name, by=f"{op.name} ({op_name(op.target)})")
+
+
+def _dim_at(axes: AxisMap, place: Place) -> Dim:
+    node, item, i = place
+    if i == VALUES:
+        values = axes.values[node]
+        return values[item] if isinstance(values, list) else values
+    return _tensors(axes.dims[node])[item][i]
 
 
 def _source(makers: dict[Place, str], place: Place) -> str | None:

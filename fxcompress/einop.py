@@ -26,6 +26,7 @@ class Einop:
     roles: Mapping[str, str]
     sizes: Mapping[str, Callable[[Call], int]]
     pins: Mapping[str, str]
+    addresses: Mapping[str, str]
 
     def infer(self, call: Call) -> Dims:
         operands, result, letters = self.bind(call)
@@ -36,6 +37,8 @@ class Einop:
         for letter, why in self.pins.items():
             if letter in letters:
                 call.pin(letters[letter], why)
+        for operand, letter in self.addresses.items():
+            call.address(operand, letters[letter])
         kept = _letters_of(result)
         for node, terms in operands:
             for i, term in enumerate(terms):

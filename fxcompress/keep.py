@@ -6,13 +6,14 @@ axes outside it, where the choice may differ from group to group (``outer`` says
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from fxcompress.axis import Axis, Dim, factors, leaves, size
+from fxcompress.axis import Axis, Dim, Dims, Size, factors, leaves, size
 
 Keep: TypeAlias = "Mapping[Axis, Tensor]"  # axis -> kept indices, shape (*sizes of the outer axes, count)
 Outer: TypeAlias = "Mapping[Axis, tuple[Axis, ...]]"
@@ -31,6 +32,50 @@ def kept_size(dim: Dim, keep: Keep) -> int:
         else:
             total *= keep[axis].shape[-1] if axis in keep else axis.size
     return total
+
+
+def kept_before(dim: Dim, position: int, keep: Keep) -> int:
+    """How many kept indices lie before a position at which the dim is cut into parts."""
+    if not is_cut(dim, keep):
+        return position
+    outer, *inner = factors(dim)
+    steps, before = position // size(inner), 0  # type: ignore[operator]
+    for part in outer.parts if outer.kind == "sum" else [(outer,)]:
+        taken = min(steps, size(part))
+        before += kept_size(part, keep) if taken == size(part) else kept_before(part, taken, keep) if taken else 0
+        steps -= taken
+    return before * kept_size(tuple(inner), keep)
+
+
+def select(tensor: Tensor, dims: Dims, keep: Keep, outer: Outer) -> Tensor:
+    """The kept indices of every dim of a tensor."""
+    across = [i for i, dim in enumerate(dims) if _outside(dim, keep, outer)]
+    for i in across:  # first, while the other dims still have all the indices that the choice depends on
+        tensor = tensor.take_along_dim(_table(tensor, dims, i, keep, outer).to(tensor.device), i)
+    for i, dim in enumerate(dims):
+        if is_cut(dim, keep) and i not in across:
+            tensor = tensor.index_select(i, kept_indices(dim, keep, outer).to(tensor.device))
+    return tensor
+
+
+def _outside(dim: Dim, keep: Keep, outer: Outer) -> list[Axis]:
+    """The axes along which the choice on this dim differs and which are not in the dim itself."""
+    here = list(leaves(dim))
+    cut = [axis for axis in here if axis in keep and keep[axis].dim() > 1]
+    return list(dict.fromkeys(a for axis in cut for a in outer[axis] if a not in here))
+
+
+def _table(tensor: Tensor, dims: Dims, i: int, keep: Keep, outer: Outer) -> Tensor:
+    """Kept indices of dim i at every place on the other dims, in a shape that broadcasts against the tensor."""
+    shape = [1] * len(dims)
+    at: dict[Axis, Tensor] = {}
+    for axis in _outside(dims[i], keep, outer):
+        j = next(j for j, dim in enumerate(dims) if axis in set(leaves(dim)))
+        shape[j] = tensor.shape[j]
+        at[axis] = coordinates(dims[j], [axis])[:, 0].view([-1 if k == j else 1 for k in range(len(dims))])
+    rows = {axis: place.expand(shape).flatten() for axis, place in at.items()}
+    index = _select(dims[i], keep, outer, rows, math.prod(shape))
+    return index.view(*shape, -1).movedim(-1, i).squeeze(i + 1)
 
 
 def kept_indices(dim: Dim, keep: Keep, outer: Outer) -> Tensor:
@@ -73,15 +118,18 @@ def _select_sum(axis: Axis, keep: Keep, outer: Outer, at: Mapping[Axis, Tensor],
     return torch.cat(parts, dim=1)
 
 
-def coordinates(dim: Dim, axes: Sequence[Axis]) -> Tensor:
-    """Where each index of the dim stands on the given axes, (size, len(axes)); -1 where it does not cross an axis."""
+def coordinates(dim: Dim, axes: Sequence[Axis], count: Callable[[Axis], Size] = lambda axis: axis.size) -> Tensor:
+    """Where each index of the dim stands on the given axes, (size, len(axes)); -1 where it does not cross an axis.
+
+    ``count`` gives the number of indices of an axis, for those whose size is known at run time only.
+    """
     out = torch.full((1, len(axes)), -1)
     for axis in factors(dim):
         if axis.kind == "sum":
-            inner = torch.cat([coordinates(part, axes) for part in axis.parts])
+            inner = torch.cat([coordinates(part, axes, count) for part in axis.parts])
         else:
-            inner = torch.full((axis.size, len(axes)), -1)
+            inner = torch.full((int(count(axis)), len(axes)), -1)
             if axis in axes:
-                inner[:, axes.index(axis)] = torch.arange(axis.size)
+                inner[:, axes.index(axis)] = torch.arange(len(inner))
         out = torch.where(inner[None] >= 0, inner[None], out[:, None]).flatten(0, 1)
     return out

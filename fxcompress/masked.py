@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx
 
@@ -31,6 +32,14 @@ class MaskedRun(fx.Interpreter):
         self.keep = keep
         found = [blocks.read_block(program, path) for path in removed]
         self.branches = {(addition, branch) for block in found for addition, branch in block.branches}
+        self._sizes: dict[Any, int] = {}
+
+    def run(self, *inputs: Tensor) -> Any:  # type: ignore[override]
+        self._sizes = sizes_at_run_time(self.axes.program, inputs)
+        return super().run(*inputs)
+
+    def _count(self, axis: Axis) -> int:
+        return int(sympy.sympify(axis.size).subs(self._sizes))
 
     def run_node(self, n: fx.Node) -> Any:
         value = self._run_masked(n) if n.op == "call_function" else super().run_node(n)
@@ -73,15 +82,14 @@ class MaskedRun(fx.Interpreter):
             removed = removed | ((at >= 0) & ~stays[(*places, at.clamp(min=0))])
         return removed
 
-    @staticmethod
-    def _place(dims: Dims, axis: Axis, among: Sequence[int]) -> Tensor:
+    def _place(self, dims: Dims, axis: Axis, among: Sequence[int]) -> Tensor:
         """Where each element of the tensor stands on an axis, as a tensor that broadcasts; -1 where it does not."""
         place = torch.full([1] * len(dims), -1)
         for i in among:
             if axis in set(leaves(dims[i])):
                 shape = [1] * len(dims)
                 shape[i] = -1
-                place = torch.maximum(place, coordinates(dims[i], [axis])[:, 0].view(shape))
+                place = torch.maximum(place, coordinates(dims[i], [axis], self._count)[:, 0].view(shape))
         return place
 
     def _average(self, n: fx.Node, neutral: dict, reductions: list[Reduction], args: Any, kwargs: Any) -> Tensor:
@@ -90,7 +98,7 @@ class MaskedRun(fx.Interpreter):
         dims = [self.axes.dims[operand][r.dim] for r in reductions]
         total, kept = 1, 1
         for dim in dims:
-            total, kept = total * size(dim), kept * kept_size(dim, self.keep)
+            total, kept = total * size(dim), kept * kept_size(dim, self.keep)  # type: ignore[operator]
         if n.target is aten.mean.dim:
             return n.target(*args, **kwargs) * (total / kept)
         x = neutral[operand]
@@ -100,6 +108,16 @@ class MaskedRun(fx.Interpreter):
         for i in along:
             stays = stays | self._removed(self.axes.dims[operand], i)
         return _normalise(n.target, x, named, along, ~stays.to(x.device), kept)
+
+
+def sizes_at_run_time(program: Program, inputs: Sequence[Tensor]) -> dict[Any, int]:
+    """The values of the symbols in a program's sizes, for given inputs."""
+    out = {}
+    for node, tensor in zip(program.graph.find_nodes(op="placeholder"), inputs, strict=True):
+        for symbolic, n in zip(node.meta["val"].shape, tensor.shape, strict=True):
+            if isinstance(symbolic, torch.SymInt) and symbolic.node.expr.is_Symbol:
+                out[symbolic.node.expr] = n
+    return out
 
 
 def _normalise(op: Any, x: Tensor, named: dict[str, Any], along: list[int], stays: Tensor, kept: int) -> Tensor:

@@ -63,6 +63,10 @@ class Pass(ABC):
     def decide(self, program: Program, statistics: Statistics) -> tuple[Step, list[Row]]:
         """What to cut or remove, and a row for everything that was considered. Changes nothing."""
 
+    def check(self, program: Program) -> None:
+        """Raise CompressError for what cannot be done, as far as it can be said before any calibration."""
+        return None
+
     def watches(self, program: Program) -> list[tuple[fx.Node, int]]:
         """The activations whose mean squares ``decide`` needs, as (node, dim)."""
         return []
@@ -101,6 +105,7 @@ class Pipeline:
         return program
 
     def _run_pass(self, p: Pass, program: Program, batches: list | None) -> Program:
+        p.check(program)
         statistics = self._observe(p, program, batches)
         step, rows = p.decide(program, statistics)
         with self._step(f"{p.name}: rewrite", None):

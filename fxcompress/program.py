@@ -38,6 +38,8 @@ class Program:
     origin: Origin
     names: dict[str, tuple[str, ...]]  # every tensor's first name -> all of its names
     unused: dict[str, Tensor] = field(default_factory=dict)  # tensors of the model that its forward does not read
+    # inputs whose values address an axis that was cut: the original value of each new one
+    numbering: dict[str, Tensor] = field(default_factory=dict)
     _analyses: dict[type, Any] = field(default_factory=dict, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -80,7 +82,13 @@ class Program:
         copied = fx.Graph()
         output = copied.graph_copy(self.graph, {})
         copied.output(output).meta = dict(next(n for n in self.graph.nodes if n.op == "output").meta)
-        return replace(self, module=fx.GraphModule(self.module, copied), unused=dict(self.unused), _analyses={})
+        return replace(
+            self,
+            module=fx.GraphModule(self.module, copied),
+            unused=dict(self.unused),
+            numbering=dict(self.numbering),
+            _analyses={},
+        )
 
     def set_state(self, name: str, value: Tensor) -> None:
         graph.set_tensor(self.module, name, value)

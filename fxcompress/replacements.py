@@ -70,6 +70,26 @@ def selective_scan(
     return (y, None) if return_last_state else y
 
 
+def gated_delta(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    chunk_size: int = 64,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    use_qk_l2norm_in_kernel: bool = False,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """The gated delta rule over a whole sequence, without a state to begin with."""
+    _refuse({**others, "initial_state": initial_state}, "initial_state", "cu_seqlens")
+    if use_qk_l2norm_in_kernel:
+        query, key = (t * torch.rsqrt((t * t).sum(-1, keepdim=True) + 1e-6) for t in (query.float(), key.float()))
+    scale = key.shape[-1] ** -0.5  # as it is at capture: it is no matter of the channels that are left
+    return kernels.gated_delta(query * scale, key, value, g, beta, chunk_size), None
+
+
 def causal_conv1d(
     hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, **others: Any
 ) -> Tensor:
@@ -127,6 +147,7 @@ FUNCTIONS: dict[str, Callable] = {
     "mamba2_chunk_scan": ssd_scan,
     "mamba_selective_scan": selective_scan,
     "causal_conv1d_fn": causal_conv1d,
+    "torch_chunk_gated_delta_rule": gated_delta,
 }
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attention)

@@ -9,8 +9,9 @@ from torch import Tensor, fx
 
 from fxcompress import blocks, graph
 from fxcompress.axes import AxisMap
+from fxcompress.axis import size
 from fxcompress.errors import CompressError
-from fxcompress.keep import Keep, Outer, is_cut, kept_indices
+from fxcompress.keep import Keep, Outer, is_cut, kept_indices, kept_size, select
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.rule import RULES, Sizing, bind
@@ -32,7 +33,7 @@ def keep_by_axis(axes: AxisMap, keep: Mapping[str, Tensor]) -> Keep:
     out = {}
     for key, index in keep.items():
         group = axes[key]
-        if group.pinned:
+        if group.pinned and not group.border:
             raise CompressError(f"{key} cannot be cut: {group.pinned[0]}")
         if index.shape[:-1] not in ((), group.sizes[:-1]) or not 0 < index.shape[-1] <= group.size:
             raise CompressError(f"{key}: kept indices of shape {tuple(index.shape)} for a group of {group.sizes}")
@@ -44,23 +45,38 @@ def keep_by_axis(axes: AxisMap, keep: Mapping[str, Tensor]) -> Keep:
 
 def cut(program: Program, axes: AxisMap, keep: Keep) -> None:
     """Keep the named indices of each axis in every tensor and every size argument."""
+    check_needs(axes, keep)
+    _renumber(program, axes, keep)
     for name, dims in axes.state.items():
         if any(is_cut(dim, keep) for dim in dims):
             program.set_state(name, sliced(graph.get_attr(program.module, name), dims, keep, axes.outer))
     for node, dims in axes.dims.items():
         rule = RULES.get(node.target)
         if rule is not None and rule.resize is not None and _touches(node, axes, keep):
-            sizing = Sizing(bind(node), dims, axes.dims, keep, axes.outer)
+            sizing = Sizing(bind(node), dims, axes.dims, keep)
             for argument, value in rule.resize(sizing).items():
                 _set_argument(node, argument, value)
 
 
+def _renumber(program: Program, axes: AxisMap, keep: Keep) -> None:
+    """Remember what the values of an input stood for, where what they address is cut."""
+    for name, values in axes.inputs.items():
+        if values.addressed and is_cut(values.addressed[0], keep):
+            kept = kept_indices(values.addressed[0], keep, axes.outer)
+            program.numbering[name] = program.numbering[name][kept] if name in program.numbering else kept
+
+
+def check_needs(axes: AxisMap, keep: Keep) -> None:
+    """Raise CompressError where an op would be left with fewer indices than it takes."""
+    for node, dim, least, why in axes.needs:
+        if is_cut(dim, keep) and (left := kept_size(dim, keep)) < least:
+            where = graph.module_path(node) or node.name
+            raise CompressError(f"{where}: {left} of {size(dim)} indices would be left where {why}")
+
+
 def sliced(tensor: Tensor, dims: tuple, keep: Keep, outer: Outer) -> Tensor:
     """The kept indices of each dim of a tensor; a parameter stays a parameter."""
-    value = tensor.detach()
-    for i, dim in enumerate(dims):
-        if is_cut(dim, keep):
-            value = value.index_select(i, kept_indices(dim, keep, outer).to(value.device))
+    value = select(tensor.detach(), dims, keep, outer)
     if isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(value, requires_grad=tensor.requires_grad)
     return value

@@ -1,10 +1,11 @@
 """What an axis is, read off the ops around it and never off names.
 
-Scans and attention name theirs by the letters of their rules. Two more are shapes of the graph:
+Scans, attention and experts name theirs by the letters of their rules. The others are shapes of the graph:
 
 * ``residual``: an axis of a sum x + f(x), where one operand of the addition comes from the other;
-* ``ffn_neuron``: made by one projection, consumed by another, with pointwise ops between, at least one not linear
-  (or else a low-rank adapter would match).
+* ``ffn_neuron``: made by one projection and consumed by another, with something between that is not linear;
+* ``latent_rank``: the same with nothing between but norms, scales and movement, as in a low-rank product;
+* ``conv_channel``: made by a convolution and consumed by one or by a projection.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import fx
 
 from fxcompress.axis import Axis, leaves
-from fxcompress.rule import RULES
+from fxcompress.rule import AVERAGE, RULES
 
 if TYPE_CHECKING:
     from fxcompress.axes import AxisMap
@@ -31,14 +32,20 @@ _LINEAR_POINTWISE = {
     *(aten.add.Tensor, aten.sub.Tensor, aten.neg.default, aten.mul.Scalar, aten.div.Scalar),
     *(aten.to.dtype, aten._to_copy.default, aten.dropout.default),
 }
+_NORMS = {
+    *(aten.mean.dim, aten.layer_norm.default, aten.rms_norm.default, aten.batch_norm.default),
+    *(aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default),
+}
 _ADDS = {aten.add.Tensor, aten.add_.Tensor}
 
 
 def read_roles(axes: AxisMap) -> Iterator[tuple[Axis, str]]:
-    for node in residual_adds(axes.program.graph):
-        for dim in axes.dims.get(node, ()):
-            yield from ((axis, "residual") for axis in leaves(dim) if axis not in axes.pinned)
-    yield from ((axis, "ffn_neuron") for axis in _ffn_neurons(axes))
+    residual = {axis for node in residual_adds(axes.program.graph) for dim in axes.dims[node] for axis in leaves(dim)}
+    ways = _Ways(axes)
+    for axis in residual - axes.pinned.keys():
+        yield axis, "residual"
+    for axis in ways.inner - residual - axes.pinned.keys():
+        yield axis, "conv_channel" if axis in ways.convolved else "ffn_neuron" if axis in ways.bent else "latent_rank"
 
 
 def residual_adds(graph: fx.Graph) -> list[fx.Node]:
@@ -60,42 +67,51 @@ def residual_adds(graph: fx.Graph) -> list[fx.Node]:
     return found
 
 
-def _ffn_neurons(axes: AxisMap) -> Iterator[Axis]:
-    made: set[Axis] = set()
-    consumed: set[Axis] = set()
-    bent: set[Axis] = set()  # went through a pointwise op that is not linear
-    other: set[Axis] = set()  # went through anything else
-    for node, dims in axes.dims.items():
-        if node.op != "call_function" or not isinstance(dims, tuple):
-            continue
-        here = {axis for dim in dims for axis in leaves(dim)}
-        contracted = {a for r in axes.reductions[node] for a in leaves(axes.dims[r.operand][r.dim])}
+class _Ways:
+    """What each axis goes through between the ops that make and consume it."""
+
+    def __init__(self, axes: AxisMap) -> None:
+        self.axes = axes
+        self.made: set[Axis] = set()
+        self.convolved: set[Axis] = set()  # made by a convolution
+        self.consumed: set[Axis] = set()
+        self.bent: set[Axis] = set()  # went through a pointwise op that is not linear in it
+        self.other: set[Axis] = set()  # went through anything else but norms
+        for node, dims in axes.dims.items():
+            if node.op == "call_function" and isinstance(dims, tuple):
+                self._visit(node, {axis for dim in dims for axis in leaves(dim)})
+
+    @property
+    def inner(self) -> set[Axis]:
+        return ((self.made | self.convolved) & self.consumed) - self.other
+
+    def _visit(self, node: fx.Node, here: set[Axis]) -> None:
+        reductions = self.axes.reductions[node]
+        contracted = {a for r in reductions for a in leaves(self.axes.dims[r.operand][r.dim])}
         if node.target in PROJECTIONS:
-            made |= here - _leading(axes, node)
-            consumed |= contracted
+            self.made |= set(leaves(self.axes.dims[node][-1]))
+            self.consumed |= contracted
+        elif node.target in CONVOLUTIONS:
+            through = {axis for dim in self.axes.dims[node.all_input_nodes[0]] for axis in leaves(dim)}
+            self.convolved |= here - through
+            self.consumed |= contracted
         elif node.target not in RULES and torch.Tag.pointwise in getattr(node.target, "tags", ()):
-            if node.target not in _LINEAR_POINTWISE and not _scales_only(node):
-                bent |= here
-        else:
-            other |= contracted | (here if _is_computation(node) else set())
-    for axis in (made & consumed & bent) - other:
-        if not axes.pinned.get(axis):
-            yield axis
+            if node.target not in _LINEAR_POINTWISE and not self._is_within_a_norm(node):
+                self.bent |= here - self._scaled(node)
+        elif node.target not in _NORMS and not (node.target in RULES and RULES[node.target].moves):
+            self.other |= contracted | here
 
+    def _is_within_a_norm(self, node: fx.Node) -> bool:
+        """Squares that are only averaged."""
+        users = list(node.users)
+        return bool(users) and all(any(r.neutral == AVERAGE for r in self.axes.reductions.get(u, ())) for u in users)
 
-def _leading(axes: AxisMap, node: fx.Node) -> set[Axis]:
-    return {axis for dim in axes.dims[node][:-1] for axis in leaves(dim)}
+    def _scaled(self, node: fx.Node) -> set[Axis]:
+        """The axes that a product has in one operand that is no parameter: it is linear along them."""
+        if node.target not in (aten.mul.Tensor, aten.div.Tensor) or len(node.all_input_nodes) < 2:
+            return set()
+        x, y = (set() if n.op == "get_attr" else self._axes_of(n) for n in node.all_input_nodes)
+        return x ^ y
 
-
-def _scales_only(node: fx.Node) -> bool:
-    """A product of a tensor with a number or a parameter is linear."""
-    return (
-        node.target in (aten.mul.Tensor, aten.div.Tensor) and sum(n.op != "get_attr" for n in node.all_input_nodes) < 2
-    )
-
-
-def _is_computation(node: fx.Node) -> bool:
-    """Not a mere movement of indices."""
-    from fxcompress.rules import movement
-
-    return RULES.get(node.target) is None or RULES[node.target].infer.__module__ != movement.__name__
+    def _axes_of(self, node: fx.Node) -> set[Axis]:
+        return {axis for dim in self.axes.dims[node] for axis in leaves(dim)}

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxcompress.address import Input, Values
 from fxcompress.axis import Axis, Dim, Dims, Equations, Size
 from fxcompress.einop import Einop
-from fxcompress.keep import Keep, Outer, is_cut, kept_indices, kept_size
+from fxcompress.keep import Keep, is_cut, kept_before, kept_indices, kept_size
 
 AVERAGE = "average"  # a reduction that divides by the number of indices: over those that are kept
 
@@ -46,6 +47,12 @@ class Call:
     mixed: list[Dim] = field(default_factory=list)
     letters: Mapping[str, Dim] = field(default_factory=dict)  # dims by the letters that the cost functions know
     contexts: list[tuple[Dim, list[Dim]]] = field(default_factory=list)
+    least: list[tuple[Dim, int, str]] = field(default_factory=list)
+    values: Mapping[fx.Node, Values | list[Values]] = field(
+        default_factory=dict
+    )  # what the operands' values point into
+    addressing: set[fx.Node] = field(default_factory=set)  # the operands whose values this op uses as addresses
+    points: Values | list[Values] = None  # what the output's values point into, for each output where there are several
 
     def __post_init__(self) -> None:
         self.args = bind(self.node)
@@ -97,6 +104,28 @@ class Call:
         """A choice along ``dim`` may differ along the axes of these dims at the most."""
         self.contexts.append((dim, context))
 
+    def need(self, dim: Dim, count: int, why: str) -> None:
+        """At least so many indices of the dim must stay."""
+        self.least.append((dim, count, why))
+
+    def address(self, operand: Any, dim: Dim) -> None:
+        """The operand's values are positions on the dim: they follow its cuts, or else it is pinned."""
+        node = self.args[operand] if isinstance(operand, str) else operand
+        self.addressing.add(node)
+        self.limit(dim, [dim])  # one address stands for the whole of an index, wherever the axis occurs
+        into = self.values.get(node)
+        if isinstance(into, Input):
+            into.addressed.append(dim)
+        elif into is None:
+            self.pin(dim, "it is addressed by data")
+        else:
+            self.tie(into, dim)  # type: ignore[arg-type]
+
+    def pointing(self) -> list[fx.Node]:
+        """The operands whose values point into something and are not used as addresses here."""
+        nodes = self.node.all_input_nodes
+        return [n for n in nodes if self.values.get(n) is not None and n not in self.addressing]
+
     def fresh(self, shape: tuple[Size, ...] | None = None) -> Dims:
         return tuple((Axis(n),) if n != 1 else () for n in (self.shape if shape is None else shape))
 
@@ -109,7 +138,6 @@ class Sizing:
     out: Any  # dims of the output, a list of them where there are several
     env: Mapping[fx.Node, Any]
     keep: Keep
-    outer: Outer
 
     def dims(self, operand: Any) -> Dims:
         return self.env[self.args[operand] if isinstance(operand, str) else operand]
@@ -121,9 +149,13 @@ class Sizing:
         """Sizes for dims in the place of old ones: those that no cut touches stay as they were written."""
         return [self.size(d) if is_cut(d, self.keep) and o != -1 else o for o, d in zip(old, dims, strict=True)]
 
+    def kept(self, dim: Dim) -> list[int]:
+        """The kept indices of a dim whose choice depends on no other dim."""
+        return kept_indices(dim, self.keep, {}).tolist()
+
     def before(self, dim: Dim, position: int) -> int:
         """How many kept indices of the dim lie before an old position."""
-        return int((kept_indices(dim, self.keep, self.outer) < position).sum())
+        return kept_before(dim, position, self.keep)
 
 
 Infer = Callable[[Call], Any]
@@ -136,8 +168,9 @@ class Rule:
     """``infer`` emits equations and returns the output's dims (a list of them where the op returns several tensors).
 
     ``resize`` gives the arguments that hold sizes anew, by schema name, from the sizes that are kept.
-    ``flops`` and ``cache`` are functions of the sizes by letter: operations of a call; state elements kept for
-    generation (per token, per sequence). ``context`` names the letter that runs over the cached tokens.
+    ``moves``: the output's values are the operand's, in other places. ``flops`` and ``cache`` are functions of the
+    sizes by letter: operations of a call; state elements kept for generation (per token, per sequence). ``context``
+    names the letter that runs over the cached tokens.
     """
 
     infer: Infer
@@ -146,17 +179,20 @@ class Rule:
     flops: Flops | None = None
     cache: Callable[[Mapping[str, Any]], tuple[Any, Any]] | None = None
     context: str | None = None
+    moves: bool = False
 
 
 RULES: dict[Any, Rule] = {}
 
 
-def rule(*ops: Any, resize: Resize | None = None, flops: Flops | None = None) -> Callable[[Infer], Infer]:
+def rule(
+    *ops: Any, resize: Resize | None = None, flops: Flops | None = None, moves: bool = False
+) -> Callable[[Infer], Infer]:
     """Register a function as the rule of some ops. For ``flops`` the function names sizes in ``call.letters``."""
 
     def register(infer: Infer) -> Infer:
         for op in ops:
-            RULES[op] = Rule(infer, resize, flops=flops)
+            RULES[op] = Rule(infer, resize, flops=flops, moves=moves)
         return infer
 
     return register
@@ -169,13 +205,17 @@ def einop(
     roles: Mapping[str, str] | None = None,
     sizes: Mapping[str, Callable[[Call], int]] | None = None,
     pins: Mapping[str, str] | None = None,
+    addresses: Mapping[str, str] | None = None,
     resize: Resize | None = None,
     flops: Flops | None = None,
     cache: Callable[[Mapping[str, Any]], tuple[Any, Any]] | None = None,
     context: str | None = None,
 ) -> None:
-    """Register the rule of one op as a string. ``sizes`` gives a letter that occurs in products only."""
-    algebra = Einop(spec, roles or {}, sizes or {}, pins or {})
+    """Register the rule of one op as a string.
+
+    ``sizes`` gives a letter that occurs in products only; ``addresses`` the letter that an operand's values point into.
+    """
+    algebra = Einop(spec, roles or {}, sizes or {}, pins or {}, addresses or {})
     RULES[op] = Rule(algebra.infer, resize, algebra, flops, cache, context)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.axes import AxisMap, Group
-from fxcompress.axis import Dim
+from fxcompress.axis import Dims, leaves
 from fxcompress.errors import CompressError
 from fxcompress.keep import coordinates
 from fxcompress.observe import consumers
@@ -50,31 +50,56 @@ def magnitude(program: Program, group: Group) -> Tensor:
     """L2 norm of each index over all slots of the group."""
     axes = program.get(AxisMap)
     total = torch.zeros(group.sizes, dtype=torch.float64)
-    for slot in group.slots:
-        tensor = program.state[slot.name].detach().double()
-        squares = tensor.movedim(slot.dim, 0).reshape(tensor.shape[slot.dim], -1).square().sum(1).cpu()
-        total += by_index(squares, axes.state[slot.name][slot.dim], axes, group)
+    for name in dict.fromkeys(slot.name for slot in group.slots):
+        squares = program.state[name].detach().double().square().cpu()
+        total += by_index(squares, axes.state[name], axes, group)
     return total.sqrt()
 
 
 def activation(program: Program, group: Group, statistics: Statistics) -> Tensor:
     """Mean square of each index over the activations that are contracted over the axis."""
     axes = program.get(AxisMap)
+    found = consumers(axes, group)
+    if not found:
+        raise CompressError(f"{group.key}: no activation is contracted over this axis; score it by 'magnitude'")
     total = torch.zeros(group.sizes, dtype=torch.float64)
-    for node, dim in consumers(axes, group):
-        total += by_index(statistics[node.name, dim].double().cpu(), axes.dims[node][dim], axes, group)
+    for node, dim in found:
+        values = statistics[node.name, dim].double().cpu()
+        total += by_index(values, (axes.dims[node][dim],), axes, group)
     return total
 
 
-def by_index(values: Tensor, dim: Dim, axes: AxisMap, group: Group) -> Tensor:
-    """Sum values along a dim into the indices of a group: (size of the dim) -> group.sizes."""
+def by_index(values: Tensor, dims: Dims, axes: AxisMap, group: Group) -> Tensor:
+    """Sum the values of a tensor into the indices of a group: (sizes of the dims) -> group.sizes.
+
+    Where the axis is found in several dims of the tensor, each of them counts.
+    """
+    out = torch.zeros(group.sizes, dtype=values.dtype)
+    for i, dim in enumerate(dims):
+        if group.axis in leaves(dim):
+            out += _by_index_of(values, dims, i, axes, group)
+    return out
+
+
+def _by_index_of(values: Tensor, dims: Dims, own: int, axes: AxisMap, group: Group) -> Tensor:
+    """The same for one dim that has the axis; its outer axes may be in other dims."""
     along = [*axes.outer[group.axis], group.axis]
-    places = coordinates(dim, along)
-    there = (places >= 0).all(1)
-    strides = torch.tensor([torch.Size(group.sizes[i + 1 :]).numel() for i in range(len(along))])
+    here = set(leaves(dims[own]))
+    across = [i for i, dim in enumerate(dims) if i != own and any(a in leaves(dim) and a not in here for a in along)]
+    others = [i for i in range(len(dims)) if i != own and i not in across]
+    values = values.sum(others) if others else values
+    place = torch.zeros([], dtype=torch.long)
+    there = torch.ones([], dtype=torch.bool)
+    kept = [i for i in range(len(dims)) if i not in others]
+    for a, axis in enumerate(along):
+        at = next(i for i in ([own] if axis in here else across) if axis in leaves(dims[i]))
+        shape = [-1 if i == at else 1 for i in kept]
+        index = coordinates(dims[at], [axis])[:, 0].view(shape)
+        place = place * group.sizes[a] + index
+        there = there & (index >= 0)
+    place, there = place.expand(values.shape), there.expand(values.shape)
     flat = torch.zeros(torch.Size(group.sizes).numel(), dtype=values.dtype)
-    flat.index_add_(0, (places[there] * strides).sum(1), values[there])
-    return flat.view(group.sizes)
+    return flat.index_add_(0, place[there], values[there]).view(group.sizes)
 
 
 def best(values: Tensor, count: int) -> Tensor:

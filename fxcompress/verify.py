@@ -17,6 +17,8 @@ from torch.utils import _pytree as pytree
 
 from fxcompress import graph
 from fxcompress.axes import AxisMap
+from fxcompress.axis import size
+from fxcompress.border import Border
 from fxcompress.errors import ProofError
 from fxcompress.keep import kept_size
 from fxcompress.masked import MaskedRun
@@ -101,10 +103,11 @@ def _real(output: Tensor, mask: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def prune_equals_mask(before: Program, after: Program, step: Step) -> Law:
-    inputs = probe(before)
-    keep = keep_by_axis(before.get(AxisMap), step.keep)
-    masked = MaskedRun(before, keep, step.remove).run(*inputs)
-    return Law("prune equals mask", difference(masked, after.module(*inputs)), tolerance(before))
+    border = Border(before.get(AxisMap), keep_by_axis(before.get(AxisMap), step.keep))
+    inputs = border.inputs(probe(before))
+    masked = MaskedRun(before, border.keep, step.remove).run(*inputs)
+    pruned = after.module(*border.renumbered(inputs))
+    return Law("prune equals mask", difference(border.outputs(masked), pruned), tolerance(before))
 
 
 @torch.no_grad()
@@ -115,8 +118,10 @@ def permutation(before: Program, step: Step) -> Law:
     shuffled = {key: _shuffled(axes[key].sizes) for key in step.keep}
     permuted = before.clone()
     rewrite(permuted, Step("permutation", shuffled))
+    border = Border(axes, keep_by_axis(axes, shuffled))
     inputs = probe(before)
-    return Law("permutation", difference(before.module(*inputs), permuted.module(*inputs)), tolerance(before))
+    ours, theirs = before.module(*inputs), permuted.module(*border.renumbered(inputs))
+    return Law("permutation", difference(border.outputs(ours), theirs), tolerance(before))
 
 
 def _shuffled(sizes: tuple[int, ...]) -> Tensor:
@@ -194,8 +199,5 @@ def _expected_shapes(program: Program, inputs: list[Tensor]) -> list[tuple[int, 
 def _vocabulary(program: Program, node: torch.fx.Node) -> int:
     """How many token ids there are: the rows of the embedding that looks this input up."""
     axes = program.get(AxisMap)
-    for user in node.users:
-        letters = axes.letters.get(user, {})
-        if "v" in letters:
-            return math.prod(axis.size for axis in letters["v"])  # type: ignore[misc]
-    return 2
+    addressed = axes.inputs[node.name].addressed if node.name in axes.inputs else []
+    return min((size(dim) for dim in addressed), default=2)  # type: ignore[type-var]

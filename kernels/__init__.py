@@ -13,7 +13,8 @@ else:
     from fxcompress.kernels.attention import attention
     from fxcompress.kernels.causal_conv1d import causal_conv1d
     from fxcompress.kernels.experts import experts
+    from fxcompress.kernels.gated_delta import gated_delta
     from fxcompress.kernels.selective_scan import selective_scan
     from fxcompress.kernels.ssd_scan import ssd_scan
 
-    __all__ = ["attention", "causal_conv1d", "experts", "selective_scan", "ssd_scan"]
+    __all__ = ["attention", "causal_conv1d", "experts", "gated_delta", "selective_scan", "ssd_scan"]

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
+from fxcompress.allocate import by_threshold, fewest_kept
 from fxcompress.amount import Amount
 from fxcompress.axes import AxisMap, Group
+from fxcompress.axis import leaves
 from fxcompress.errors import CompressError
 from fxcompress.observe import consumers
 from fxcompress.pipeline import Pass, Row
@@ -30,6 +33,9 @@ class PruneAxes(Pass):
     ratio: the part to remove, to the nearest feasible count; size: what is left, exactly (over all outer axes).
     layers: glob on module paths; a group is taken when all of its parameters lie under matching modules.
     round_to: the count kept along the axis is a multiple of it.
+    scope: "layer" cuts every group by the same amount; "global" removes the lowest-scoring indices of all groups
+    together, so that layers end up with sizes of their own. The names of scores compare each index with the mean of
+    its group there; scores of your own are compared as they are.
     score: "magnitude", "activation" (needs calibration), "random", a callable (program, group) -> tensor of shape
     ``group.sizes``, or tensors by group key; high is kept. seed: of the random score.
     """
@@ -41,10 +47,15 @@ class PruneAxes(Pass):
     layers: str = "*"
     round_to: int = 1
     score: Score = "magnitude"
+    scope: Literal["layer", "global"] = "layer"
     seed: int = 0
 
     def __post_init__(self) -> None:
         self.amount  # noqa: B018  (a contradictory amount is refused here, before any work)
+        if self.scope not in ("layer", "global"):
+            raise CompressError(f"scope={self.scope!r} is unknown; there are layer and global")
+        if self.scope == "global" and self.size is not None:
+            raise CompressError("scope='global' gives each layer a size of its own: say how much by ratio=")
         if isinstance(self.score, str) and self.score not in NAMES:
             raise CompressError(f"score={self.score!r} is unknown; there are {', '.join(NAMES)}, or pass a callable")
 
@@ -73,23 +84,60 @@ class PruneAxes(Pass):
         axes = program.get(AxisMap)
         return [place for group in self.selected(program) for place in consumers(axes, group)]
 
+    def check(self, program: Program) -> None:
+        groups = self.selected(program)
+        if self.scope == "layer":
+            self._check_needs(program.get(AxisMap), {g: self.amount.kept(g.sizes, g.key) for g in groups})
+
     def decide(self, program: Program, statistics: Statistics) -> tuple[Step, list[Row]]:
         keep, rows = {}, []
         groups = self.selected(program)
-        counts = {g: self.amount.kept(g.sizes, g.key) for g in groups}
-        for i, group in enumerate(groups):
-            count = counts[group]
-            if count < group.size:
-                keep[group.key] = self._choose(program, group, count, statistics, self.seed + i)
-            rows.append(self._row(group, count))
+        values = self._scores(program, groups, statistics)
+        counts = self._counts(program.get(AxisMap), values)
+        for group in groups:
+            if counts[group] < group.size:
+                keep[group.key] = best(values[group], counts[group])
+            rows.append(self._row(group, counts[group]))
         pinned = [g for g in self.candidates(program.get(AxisMap)) if g.pinned and self._in_layers(g)]
         rows += [Row(g.key, self._role_of(g), g.total, 0.0, 0, why=g.pinned[0]) for g in pinned if self.role]
         return Step(self.name, keep), rows
 
-    def _choose(self, program: Program, group: Group, count: int, statistics: Statistics, seed: int) -> torch.Tensor:
+    def _scores(self, program: Program, groups: list[Group], statistics: Statistics) -> dict[Group, Tensor]:
         if program.is_meta:  # a dry run: the first indices stand for any choice of the same size
-            return torch.arange(count).expand(*group.sizes[:-1], count).contiguous()
-        return best(scores(self.score, program, group, statistics, seed), count)
+            return {g: -torch.arange(g.size).float().expand(g.sizes) for g in groups}
+        return {g: scores(self.score, program, g, statistics, self.seed + i) for i, g in enumerate(groups)}
+
+    def _counts(self, axes: AxisMap, values: dict[Group, Tensor]) -> dict[Group, int]:
+        """The count kept in every row of each group."""
+        if self.scope == "layer":
+            return {g: self.amount.kept(g.sizes, g.key) for g in values}
+        assert self.ratio is not None
+        raw = not isinstance(self.score, str) or self.score == "random"
+        counts = by_threshold(axes, values, self.ratio, self.round_to, comparable=raw)
+        self._check_total(counts)
+        return counts
+
+    def _check_total(self, counts: dict[Group, int]) -> None:
+        """Under one threshold too what goes is what was asked for, to half of the largest step."""
+        rows = {g: g.total // g.size for g in counts}
+        total, got = sum(g.total for g in counts), sum((g.size - count) * rows[g] for g, count in counts.items())
+        asked, step = (self.ratio or 0) * total, self.round_to * max(rows.values())
+        if abs(asked - got) > step / 2 or (asked > 0 and got == 0):
+            raise CompressError(
+                f"{self.name}: ratio={self.ratio:g} asks for {asked:g} of {total} to go, {got} can in steps of up to"
+                f" {step}; the nearest ratio is {got / total:.4g}"
+            )
+
+    def _check_needs(self, axes: AxisMap, counts: dict[Group, int]) -> None:
+        for group, count in counts.items():
+            fewest = fewest_kept(axes, group)
+            if count < fewest:
+                rows = group.total // group.size
+                need = next(why for _, dim, _, why in axes.needs if group.axis in leaves(dim))
+                raise CompressError(
+                    f"{group.key}: {count * rows} of {group.total} would be left, at least {fewest * rows} must stay:"
+                    f" {need}"
+                )
 
     def _row(self, group: Group, count: int) -> Row:
         rows = group.total // group.size

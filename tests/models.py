@@ -42,6 +42,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "nemotron_h_moe": {
         **_COMMON,
+        "model_type": "nemotron_h",
         **_ATTENTION,
         **_MAMBA2,
         "layers_block_type": ["mamba", "moe", "attention", "moe"],
@@ -54,14 +55,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "moe_shared_expert_intermediate_size": 36,
     },
 }
-FAMILIES = tuple(CONFIGS)
-CONFIGS["bamba"] = {  # for the comparison with a peer
-    **_COMMON,
-    "num_hidden_layers": 3,
-    "intermediate_size": 80,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "attn_layer_indices": [1],
+FAMILIES = tuple(CONFIGS)  # those that every test of the core runs on
+
+_DECODER = {**_COMMON, **_ATTENTION, "num_hidden_layers": 3, "intermediate_size": 80}
+_FULL_HEADS = {**_COMMON, "num_hidden_layers": 3, "num_attention_heads": 6, "max_position_embeddings": 128}
+_MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_BAMBA = {
     "mamba_n_heads": 12,
     "mamba_d_head": 8,
     "mamba_n_groups": 3,
@@ -70,9 +69,87 @@ CONFIGS["bamba"] = {  # for the comparison with a peer
     "mamba_chunk_size": 8,
 }
 
+CONFIGS |= {
+    "mistral": {**_DECODER, "sliding_window": 7},
+    "qwen2": _DECODER,
+    "gemma2": {**_DECODER, "sliding_window": 7, "query_pre_attn_scalar": 8},
+    "gemma3": {**_DECODER, "model_type": "gemma3_text", "sliding_window": 7, "query_pre_attn_scalar": 8},
+    "gpt2": {**_COMMON, "n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 128, "n_inner": 80},
+    "opt": {**_FULL_HEADS, "ffn_dim": 80, "word_embed_proj_dim": 48},
+    "gpt_neox": {**_FULL_HEADS, "intermediate_size": 80},
+    "mixtral": {**_DECODER, "intermediate_size": 32, "num_local_experts": 6, "num_experts_per_tok": 2},
+    "qwen3_moe": {**_DECODER, **_MOE},
+    "deepseek_v3": {
+        **_FULL_HEADS,
+        "num_key_value_heads": 6,
+        "intermediate_size": 80,
+        "n_routed_experts": 6,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": 20,
+        "kv_lora_rank": 28,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 12,
+        "v_head_dim": 10,
+        "n_shared_experts": 1,
+    },
+    "bamba": {**_DECODER, **_BAMBA, "attn_layer_indices": [1]},
+    "jamba": {
+        **_DECODER,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "mamba_d_state": 7,
+        "mamba_dt_rank": 5,
+        "attn_layer_period": 3,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "use_mamba_kernels": False,
+    },
+    "zamba2": {
+        **_FULL_HEADS,
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 6,
+        "intermediate_size": 80,
+        "mamba_d_state": 7,
+        "mamba_ngroups": 3,
+        "n_mamba_heads": 12,
+        "mamba_headdim": 8,
+        "mamba_expand": 2,
+        "chunk_size": 8,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        "num_mem_blocks": 1,
+        "use_shared_attention_adapter": True,
+        "adapter_rank": 4,
+    },
+    "falcon_h1": {**_DECODER, **_BAMBA, "mamba_d_ssm": 96},
+    "nemotron_h_latent": {
+        **CONFIGS["nemotron_h_moe"],
+        "model_type": "nemotron_h",
+        "moe_latent_size": 28,
+        "moe_intermediate_size": 32,
+    },
+    "qwen3_next": {
+        **_DECODER,
+        **_MOE,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_num_value_heads": 6,
+        "linear_num_key_heads": 3,
+        "linear_key_head_dim": 7,
+        "linear_value_head_dim": 10,
+        "shared_expert_intermediate_size": 36,
+        "decoder_sparse_step": 1,
+    },
+}
+ALL = tuple(CONFIGS)  # every family
+
 
 def config(name: str) -> Any:
-    return AutoConfig.for_model(name.removesuffix("_moe"), **CONFIGS[name])
+    values = dict(CONFIGS[name])
+    return AutoConfig.for_model(values.pop("model_type", name), **values)
 
 
 def tiny(name: str, seed: int = 0) -> PreTrainedModel:

@@ -30,7 +30,7 @@ MAMBA2 = {"ssm_group": {(3,)}, "ssm_state": {(3, 7)}}
         # rotary halves share one axis of head_dim / 2, the same for all heads
         ("llama", {**ATTENTION, "qk_channel": {(4,)}, "ffn_neuron": {(80,)}, "residual": {(48,)}}),
         ("qwen3", {**ATTENTION, "qk_channel": {(4,)}, "ffn_neuron": {(80,)}, "residual": {(48,)}}),
-        ("mamba", {"ssm_channel": {(96,)}, "ssm_state": {(7,)}, "residual": {(48,)}}),
+        ("mamba", {"ssm_channel": {(96,)}, "ssm_state": {(7,)}, "latent_rank": {(5,)}, "residual": {(48,)}}),
         # heads differ from group to group, channels from head to head
         ("mamba2", {**MAMBA2, "ssm_head": {(3, 4)}, "ssm_channel": {(3, 4, 8)}, "residual": {(48,)}}),
         (
@@ -54,7 +54,8 @@ MAMBA2 = {"ssm_group": {(3,)}, "ssm_state": {(3, 7)}}
                 "ssm_head": {(3, 4)},
                 "ssm_channel": {(3, 4, 10)},
                 "ffn_neuron": {(36,)},  # of the shared expert
-                "expert_neuron": {(20,)},
+                "expert": {(5,)},
+                "expert_neuron": {(5, 20)},  # neurons differ from expert to expert
                 "residual": {(48,)},
             },
         ),
@@ -101,18 +102,38 @@ def test_a_key_head_drives_queries_keys_values_and_output_together():
     }
 
 
-def test_vocabulary_rows_are_pinned_with_a_sentence():
+def test_the_vocabulary_is_the_border_of_the_program():
     axes = models.captured("qwen3").get(AxisMap)
     embedding, head = axes["model.embed_tokens.weight[0]"], axes["lm_head.weight[0]"]
-    assert "token ids" in embedding.pinned[0]
+    assert "addressed by the input 'input_ids'" in embedding.pinned[0]
     assert "output" in head.pinned[0]
+    assert embedding.border
+    assert head.border
+    assert "vocabulary" in embedding.roles
 
 
-def test_routed_experts_are_pinned_with_a_sentence():
-    axes = models.captured("nemotron_h_moe").get(AxisMap)
-    pinned = [g for g in axes.groups if "expert" in g.roles]
-    assert pinned
-    assert all("router" in g.pinned[0] for g in pinned)
+def test_an_axis_whose_addresses_are_computed_with_is_no_border():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(10, 6)
+
+        def forward(self, ids):
+            return self.embed((ids + 1) % 10)
+
+    group = capture(Shifted(), torch.zeros(2, 5, dtype=torch.long)).get(AxisMap)["embed.weight[0]"]
+    assert group.pinned
+    assert not group.border
+
+
+def test_routed_experts_share_their_axis_with_the_router():
+    axes = models.captured("deepseek_v3").get(AxisMap)
+    mlp = "model.layers.1.mlp"
+    groups = [g for g in axes.groups if "expert" in g.roles and g.slots[0].name.startswith(mlp)]
+    assert [g.sizes for g in groups] == [(2,), (2, 3)]  # routing groups, experts within them
+    experts = {f"{mlp}.experts.{name}[0]" for name in ("gate_up_proj", "down_proj")}
+    router = {f"{mlp}.gate.{name}[0]" for name in ("weight", "e_score_correction_bias")}
+    assert all({str(slot) for slot in g.slots} == experts | router for g in groups)
 
 
 def test_low_rank_projections_are_no_ffn_neurons():
@@ -120,7 +141,7 @@ def test_low_rank_projections_are_no_ffn_neurons():
     axes = models.captured("mamba").get(AxisMap)
     rank = axes["backbone.layers.0.mixer.dt_proj.weight[1]"]
     assert rank.size == 5
-    assert not rank.roles
+    assert rank.roles == {"latent_rank"}
     assert not rank.pinned
 
 

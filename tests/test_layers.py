@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-BOTTOM = ["errors", "axis", "keep", "einop", "graph"]
+BOTTOM = ["errors", "axis", "address", "keep", "einop", "graph"]
 RULES = [*BOTTOM, "rule", "rules"]
 CORE = [*RULES, "kernels", "amount", "plan", "core"]
 
@@ -20,6 +20,7 @@ MAY_IMPORT = {
     # the algebra, and what a rule says in it
     "errors": [],
     "axis": [],
+    "address": ["axis"],
     "keep": ["axis", "errors"],
     "einop": ["axis", "errors"],
     "graph": ["errors"],

@@ -94,7 +94,7 @@ def removed_layers(program: Program, steps: Iterable[Step]) -> dict[str, list[in
     """Positions removed from each list of layers, by the list's original length."""
     out: dict[str, list[int]] = {}
     lengths = _original_lengths(program)
-    for path in (path for step in steps for path in step.remove):
+    for path in filter(is_item, (path for step in steps for path in step.remove)):
         container, _, position = path.rpartition(".")
         out.setdefault(str(lengths[container]), []).append(int(position))
     return out
@@ -121,8 +121,13 @@ def renumbering(program: Program, steps: Iterable[Step]) -> dict[str, str]:
     return out
 
 
+def is_item(path: str) -> bool:
+    """Is it an item of a list of modules? What follows it is counted anew; a part of an item leaves a gap."""
+    return path.rpartition(".")[2].isdigit()
+
+
 def renumbered(name: str, removed: list[str]) -> str:
-    for path in removed:
+    for path in filter(is_item, removed):
         container, _, _ = path.rpartition(".")
         match = re.match(re.escape(container) + r"\.(\d+)\.", name)
         if match:

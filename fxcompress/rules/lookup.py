@@ -1,30 +1,32 @@
-"""Look-ups: a dim that is addressed by data keeps all of its indices."""
+"""Look-ups: a dim that is addressed by data follows what the data points into, or keeps all of its indices."""
 
 from __future__ import annotations
 
 import torch
 
-from fxcompress.axis import Dims
-from fxcompress.rule import Call, einop, rule
+from fxcompress.axis import Dims, size
+from fxcompress.rule import Call, Sizing, einop, rule
 
 aten = torch.ops.aten
 
-einop(
-    aten.embedding.default,
-    "v d, ... -> ... d",
-    roles={"v": "vocabulary"},
-    pins={"v": "its rows are addressed by token ids or positions"},
-)
+
+def _resize_padding(s: Sizing) -> dict[str, int]:
+    """The row that takes no gradient is counted among those that stay; when it went, no row is."""
+    at = s.args["padding_idx"]
+    kept = s.kept(s.dims("weight")[0])
+    return {} if at < 0 else {"padding_idx": kept.index(at) if at in kept else -1}
+
+
+einop(aten.embedding.default, "v d, ... -> ... d", addresses={"indices": "v"}, resize=_resize_padding)
 
 
 @rule(aten.index.Tensor)
 def index(call: Call) -> Dims:
     dims, indices = call.dims("self"), call.arg("indices")
     addressed = [i for i, tensor in enumerate(indices) if tensor is not None]
-    for i in addressed:
-        call.pin(dims[i], "it is addressed by data")
-    if len(addressed) == 1:
+    if len(addressed) == 1 and call.node.all_input_nodes[-1].meta["val"].dtype != torch.bool:
         at = addressed[0]
+        call.address(indices[at], dims[at])
         return (*dims[:at], *call.dims(indices[at]), *dims[at + 1 :])
     return _pin_all(call)
 
@@ -32,7 +34,7 @@ def index(call: Call) -> Dims:
 @rule(aten.index_select.default)
 def index_select(call: Call) -> Dims:
     dims, along = call.dims("self"), call.arg("dim")
-    call.pin(dims[along], "it is addressed by data")
+    call.address("index", dims[along])
     return (*dims[:along], *call.dims("index"), *dims[along + 1 :])
 
 
@@ -40,12 +42,35 @@ def index_select(call: Call) -> Dims:
 def gather(call: Call) -> Dims:
     source, at = call.dims("self"), call.dims("index")
     along = call.arg("dim") % len(source)
+    call.address("index", source[along])
     for i, (x, y) in enumerate(zip(source, at, strict=True)):
-        if i == along:
-            call.pin(x, "it is addressed by data")
-        else:
-            call.tie(x, y)
+        if i != along:
+            _tie_whole(call, x, y)
     return at
+
+
+@rule(aten.scatter.value, aten.scatter.src, aten.scatter_add.default)
+def scatter(call: Call) -> Dims:
+    """The output is ``self`` with new values at the addressed positions of one dim."""
+    dims, at = call.dims("self"), call.dims("index")
+    along = call.arg("dim") % len(dims)
+    call.address("index", dims[along])
+    for i, (x, y) in enumerate(zip(dims, at, strict=True)):
+        if i != along:
+            _tie_whole(call, x, y)
+    if "src" in call.args:
+        for x, y in zip(at, call.dims("src"), strict=True):
+            _tie_whole(call, x, y)
+    return dims
+
+
+def _tie_whole(call: Call, x: tuple, y: tuple) -> None:
+    """An index tensor may be shorter than what it goes along; then the first positions are meant."""
+    if size(x) == size(y):
+        call.tie(x, y)
+    else:
+        call.pin(x, "its first indices are taken by position")
+        call.pin(y, "its first indices are taken by position")
 
 
 def _pin_all(call: Call) -> Dims:

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any
 
 import torch
 
 from fxcompress.axis import Axis, Dim, Dims, Size, concat, divide, factors, size
+from fxcompress.keep import is_cut
 from fxcompress.rule import Call, Sizing, rule
 
 aten = torch.ops.aten
+moves = functools.partial(rule, moves=True)
 
 
 def _resize_shape(name: str) -> Any:
     return lambda s: {name: s.sizes(s.args[name], s.out)}
 
 
-@rule(aten.reshape.default, resize=_resize_shape("shape"))
-@rule(aten.flatten.using_ints)
+def _resize_reshape(s: Sizing) -> dict[str, Any]:
+    """A dim that mixes sizes known now and at run time is what remains: its size is an expression over both."""
+    return {"shape": [-1 if _is_mixed(d) else n for n, d in zip(s.sizes(s.args["shape"], s.out), s.out, strict=True)]}
+
+
+def _is_mixed(dim: Dim) -> bool:
+    known = {isinstance(axis.size, int) for axis in factors(dim)}
+    return len(known) > 1
+
+
+@moves(aten.reshape.default, resize=_resize_reshape)
+@moves(aten.flatten.using_ints)
 def reshape(call: Call) -> Dims:
     """Deal the source's factors out to the target's sizes, major to minor, splitting free axes where they divide."""
     source = [axis for dim in call.dims("self") for axis in factors(dim)]
@@ -28,9 +41,12 @@ def reshape(call: Call) -> Dims:
         if taken is None:
             return _misaligned(call)
         out.append(taken)
-    for dim in out:
-        if not all(isinstance(axis.size, int) for axis in dim) and any(isinstance(axis.size, int) for axis in dim):
-            call.pin(dim, "a dim whose size is known at run time only is flattened together with this one")
+    written = call.args.get("shape", [])
+    mixed = [i for i, dim in enumerate(out) if _is_mixed(dim)]
+    inferred = [i for i, n in enumerate(written) if isinstance(n, int) and n == -1 and i not in mixed]
+    for i in [*inferred, *mixed][1:]:  # only one size of a view is left to be inferred
+        if i in mixed:
+            call.pin(out[i], "it is flattened with sizes known at run time only, beside another such dim")
     return tuple(out)
 
 
@@ -64,50 +80,50 @@ def _misaligned(call: Call) -> Dims:
     return after
 
 
-@rule(aten.to.dtype, aten.dropout.default)
+@moves(aten.to.dtype, aten.dropout.default)
 def copy(call: Call) -> Dims:
     return call.dims(call.operands()[0])
 
 
-@rule(aten.expand.default, resize=_resize_shape("size"))
+@moves(aten.expand.default, resize=_resize_shape("size"))
 def expand(call: Call) -> Dims:
     source = call.dims("self")
     source = ((),) * (len(call.shape) - len(source)) + source
     return tuple(d or new for d, new in zip(source, call.fresh(), strict=True))
 
 
-@rule(aten.transpose.int)
+@moves(aten.transpose.int)
 def transpose(call: Call) -> Dims:
     dims, i, j = list(call.dims("self")), call.arg("dim0"), call.arg("dim1")
     dims[i], dims[j] = dims[j], dims[i]
     return tuple(dims)
 
 
-@rule(aten.permute.default)
+@moves(aten.permute.default)
 def permute(call: Call) -> Dims:
     return tuple(call.dims("self")[i] for i in call.arg("dims"))
 
 
-@rule(aten.t.default)
+@moves(aten.t.default)
 def t(call: Call) -> Dims:
     return call.dims("self")[::-1]
 
 
-@rule(aten.unsqueeze.default)
+@moves(aten.unsqueeze.default)
 def unsqueeze(call: Call) -> Dims:
     dims = list(call.dims("self"))
     dims.insert(call.arg("dim") % (len(dims) + 1), ())
     return tuple(dims)
 
 
-@rule(aten.squeeze.dim, aten.squeeze.dims)
+@moves(aten.squeeze.dim, aten.squeeze.dims)
 def squeeze(call: Call) -> Dims:
     dims, drop = call.dims("self"), call.arg("dim")
     dropped = {d % len(dims) for d in ([drop] if isinstance(drop, int) else drop)}
     return tuple(dim for i, dim in enumerate(dims) if i not in dropped or dim)
 
 
-@rule(aten.cat.default)
+@moves(aten.cat.default)
 def cat(call: Call) -> Dims:
     parts = [call.dims(node) for node in call.arg("tensors")]
     parts = [part for part in parts if len(part) == len(call.shape)]  # torch lets an empty 1-D tensor join in
@@ -119,7 +135,7 @@ def cat(call: Call) -> Dims:
     return (*parts[0][:along], concat([part[along] for part in parts]), *parts[0][along + 1 :])
 
 
-@rule(aten.stack.default)
+@moves(aten.stack.default)
 def stack(call: Call) -> Dims:
     first, *others = (call.dims(node) for node in call.arg("tensors"))
     for other in others:
@@ -136,7 +152,7 @@ def _resize_split(s: Sizing) -> dict[str, Any]:
     return {"split_sizes": [s.size(part[along]) for part in s.out]}
 
 
-@rule(aten.split_with_sizes.default, resize=_resize_split)
+@moves(aten.split_with_sizes.default, resize=_resize_split)
 def split(call: Call) -> list[Dims]:
     dims, sizes = call.dims("self"), call.arg("split_sizes")
     along = call.arg("dim") % len(dims)
@@ -145,12 +161,12 @@ def split(call: Call) -> list[Dims]:
     return [(*dims[:along], part, *dims[along + 1 :]) for part in parts]
 
 
-@rule(operator.getitem)
+@moves(operator.getitem)
 def getitem(call: Call) -> Dims:
     return call.env[call.node.args[0]][call.node.args[1]]
 
 
-@rule(aten.unbind.int)
+@moves(aten.unbind.int)
 def unbind(call: Call) -> list[Dims]:
     dims, along = call.dims("self"), call.arg("dim")
     along %= len(dims)
@@ -161,10 +177,12 @@ def unbind(call: Call) -> list[Dims]:
 def _resize_slice(s: Sizing) -> dict[str, Any]:
     dims = s.dims("self")
     along = s.args["dim"] % len(dims)
-    if size(dims[along]) == size(s.out[along]):
-        return {}
     total = size(dims[along])
+    if not isinstance(total, int) or not is_cut(dims[along], s.keep):
+        return {}
     start, end = (_position(s.args[name], total, default) for name, default in (("start", 0), ("end", total)))
+    if s.args["step"] != 1:  # every index of the minor factor stays
+        return {"end": s.size(dims[along])}
     return {"start": s.before(dims[along], start), "end": s.before(dims[along], end)}
 
 
@@ -173,25 +191,55 @@ def _position(value: Any, total: int, default: int) -> int:
     return min(value + total if value < 0 else value, total)
 
 
-@rule(aten.slice.Tensor, resize=_resize_slice)
+@moves(aten.slice.Tensor, resize=_resize_slice)
 def slice_(call: Call) -> Dims:
     dims = call.dims("self")
     along = call.arg("dim") % len(dims)
-    total = size(dims[along])
-    if total == call.shape[along]:
+    if size(dims[along]) == call.shape[along]:
         return dims
-    bounds = [call.arg("start"), call.arg("end")]
+    return (*dims[:along], _sliced(call, dims[along], call.shape[along]), *dims[along + 1 :])
+
+
+@rule(aten.slice_scatter.default, resize=_resize_slice)
+def slice_scatter(call: Call) -> Dims:
+    """``self`` with a slice of it overwritten."""
+    dims, source = call.dims("self"), call.dims("src")
+    along = call.arg("dim") % len(dims)
+    written = size(source[along])
+    part = dims[along] if size(dims[along]) == written else _sliced(call, dims[along], written)
+    for x, y in zip((*dims[:along], part, *dims[along + 1 :]), source, strict=True):
+        call.tie(x, y)
+    return dims
+
+
+def _is_comb(call: Call, total: Size) -> bool:
+    """Does a slice take the same place out of every run of ``step`` indices, as x[..., 1::2] does?"""
+    step = call.arg("step")
+    if step == 1 or not isinstance(total, int) or total % step:
+        return False
+    start, end = (_position(call.arg(name), total, default) for name, default in (("start", 0), ("end", total)))
+    return start < step and end > total - step + start
+
+
+def _sliced(call: Call, dim: Dim, length: Size) -> Dim:
+    """The part of a dim from ``start`` to ``end``, pinned where it is not a plain range."""
+    bounds, total = [call.arg("start"), call.arg("end")], size(dim)
+    if _is_comb(call, total):
+        outer, inner = Axis(length), Axis(call.arg("step"))
+        call.tie(dim, (outer, inner))
+        call.pin((inner,), "a slice takes one of every few indices")
+        return (outer,)
     if call.arg("step") != 1 or not isinstance(total, int) or not all(b is None or isinstance(b, int) for b in bounds):
-        call.pin(dims[along], "a slice takes indices by their position")
-        new = call.fresh()[along]
-        call.pin(new, "a slice takes indices by their position")
-        return (*dims[:along], new, *dims[along + 1 :])
+        new: Dim = (Axis(length),) if length != 1 else ()
+        for pinned in (dim, new):
+            call.pin(pinned, "a slice takes indices by their position")
+        return new
     start, end = _position(bounds[0], total, 0), _position(bounds[1], total, total)
-    parts = call.cut(dims[along], [o for o in (start, end) if 0 < o < total])
-    return (*dims[:along], parts[1 if start else 0], *dims[along + 1 :])
+    parts = call.cut(dim, [o for o in (start, end) if 0 < o < total])
+    return parts[1 if start else 0]
 
 
-@rule(aten.select.int)
+@moves(aten.select.int)
 def select(call: Call) -> Dims:
     dims = call.dims("self")
     along = call.arg("dim") % len(dims)
@@ -199,7 +247,7 @@ def select(call: Call) -> Dims:
     return dims[:along] + dims[along + 1 :]
 
 
-@rule(aten.repeat_interleave.self_int)
+@moves(aten.repeat_interleave.self_int)
 def repeat_interleave(call: Call) -> Dims:
     """Repeats stand next to each other: the new axis is the minor one."""
     dims, along = call.dims("self"), call.arg("dim")
@@ -209,7 +257,7 @@ def repeat_interleave(call: Call) -> Dims:
     return (*dims[:along], (*dims[along], times), *dims[along + 1 :])
 
 
-@rule(aten.repeat.default)
+@moves(aten.repeat.default)
 def repeat(call: Call) -> Dims:
     """Whole copies follow one another: the new axis is the major one."""
     counts = call.arg("repeats")
@@ -223,7 +271,7 @@ def repeat(call: Call) -> Dims:
     return tuple(out)
 
 
-@rule(aten.pad.default)
+@moves(aten.pad.default)
 def pad(call: Call) -> Dims:
     dims, fresh, widths = list(call.dims("self")), call.fresh(), call.arg("pad")
     for i in range(len(widths) // 2):
@@ -235,7 +283,7 @@ def pad(call: Call) -> Dims:
     return tuple(dims)
 
 
-@rule(aten.flip.default, aten.roll.default)
+@moves(aten.flip.default, aten.roll.default)
 def reorder(call: Call) -> Dims:
     dims = call.dims("self")
     for along in call.arg("dims") or range(len(dims)):

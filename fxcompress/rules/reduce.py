@@ -60,11 +60,13 @@ def cumsum(call: Call) -> Dims:
 
 @rule(aten.topk.default)
 def topk(call: Call) -> list[Dims]:
-    dims, along = call.dims("self"), call.arg("dim")
+    """The highest along a dim, and where on it they stand: a removed index is never among them."""
+    dims, along, count = call.dims("self"), call.arg("dim"), call.arg("k")
     along %= len(dims)
-    value = call.node.meta["val"][0]
-    new = call.fresh(tuple(value.shape))[along]
-    for dim in (dims[along], new):
-        call.pin(dim, "its indices are ranked, and the ranks are used as data")
+    call.reduce("self", along, NEG_INF if call.arg("largest") else -NEG_INF)
+    call.need(dims[along], count, f"the {count} best of them are taken")
+    new = call.fresh(tuple(call.node.meta["val"][0].shape))[along]
+    call.pin(new, "its indices are ranks")
+    call.points = [None, dims[along]]
     out = (*dims[:along], new, *dims[along + 1 :])
     return [out, out]

@@ -32,8 +32,8 @@ einop(
     "t h, t j, t j, e (m f) h, e o f, e (m f), e o -> t o",
     roles={"e": "expert", "f": "expert_neuron"},
     sizes={"m": lambda call: 2 if call.arg("gated") else 1},
+    addresses={"index": "e"},
     pins={
-        "e": "experts are addressed by the router's choice, which is data",
         "j": "how many experts a token takes is the router's choice",
         "m": "a gated neuron needs its gate and its value",
     },

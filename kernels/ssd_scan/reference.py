@@ -37,13 +37,13 @@ def ssd_scan(
 
     # b batch, c chunk, l and s positions in a chunk, g group, r head in its group, p head channel, n state
     chunk_size = min(chunk_size, length)
-    xdt, a, Bc, Cc = (_in_chunks(t, chunk_size) for t in (x * dt[..., None], A * dt, B, C))
+    xdt, a, Bc, Cc = (in_chunks(t, chunk_size) for t in (x * dt[..., None], A * dt, B, C))
     xdt = xdt.unflatten(3, (g, -1))  # (b c l g r p)
     a = a.movedim(3, 2).unflatten(2, (g, -1))  # (b c g r l)
     a_cumsum = a.cumsum(-1)
 
     # 1. within a chunk: attention with the decays as its mask
-    scores = einsum("bclgn,bcsgn->bcgls", Cc, Bc)[:, :, :, None] * torch.exp(_segsum(a))
+    scores = einsum("bclgn,bcsgn->bcgls", Cc, Bc)[:, :, :, None] * torch.exp(segsum(a))
     y = einsum("bcgrls,bcsgrp->bclgrp", scores, xdt)
 
     # 2. the state that each chunk adds, by its end
@@ -71,13 +71,13 @@ def _step_size(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool, dt_min: fl
     return dt.clamp(dt_min, dt_max)
 
 
-def _in_chunks(t: Tensor, chunk_size: int) -> Tensor:
+def in_chunks(t: Tensor, chunk_size: int) -> Tensor:
     """(b, l, ...) -> (b, c, chunk, ...). Padding is a step of size zero: it decays nothing and adds nothing."""
     pad = -t.shape[1] % chunk_size
     return F.pad(t, (0, 0) * (t.dim() - 2) + (0, pad)).unflatten(1, (-1, chunk_size))
 
 
-def _segsum(a: Tensor) -> Tensor:
+def segsum(a: Tensor) -> Tensor:
     """(..., l) -> (..., l, s): a_{s+1} + ... + a_l, and -inf where s > l.
 
     Each sum is formed by itself: the difference of two cumulative sums would cancel when they are large.

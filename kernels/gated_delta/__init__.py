@@ -1,0 +1,3 @@
+from fxcompress.kernels.gated_delta.op import gated_delta
+
+__all__ = ["gated_delta"]
