@@ -6,6 +6,7 @@ every one of those places.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,7 @@ class AxisMap:
         self.pinned = equations.pinned()
         self.borders = equations.bordering()
         self.roles = self._resolve_roles()
-        self.outer = self._outer_axes()
+        self.outer = self._outer_axes({axis for dim in equations.unequal for axis in leaves(dim)})
         self.groups = self._make_groups()
 
     def __getitem__(self, key: str) -> Group:
@@ -155,7 +156,7 @@ class AxisMap:
         """Axes that occur twice in one product, as after flattening the scores of all pairs of heads."""
         for node in self.dims:
             for dim in self._all_dims(node):
-                yield from ((node, (axis,)) for axis, before in _prefixes(dim) if axis in before)
+                yield from ((node, (axis,)) for axis in _repeated(dim))
 
     def _resolve_roles(self) -> dict[Axis, set[str]]:
         from fxcompress.roles import read_roles
@@ -168,12 +169,13 @@ class AxisMap:
             roles.setdefault(axis, set()).add(role)
         return roles
 
-    def _outer_axes(self) -> dict[Axis, tuple[Axis, ...]]:
+    def _outer_axes(self, unequal: set[Axis]) -> dict[Axis, tuple[Axis, ...]]:
         """For each axis the ones outside it along which its kept indices may differ, major to minor.
 
         A choice may differ along r only if every tensor that has the axis has r too (else one value would stand for
-        several choices), if no op lets values at different r meet, and if in every parameter r lies outside of the
-        axis, in the same dim or in another one, so that the choice is a list of indices at every r.
+        several choices), if no op lets values at different r meet or takes one r for another, and if in every parameter
+        r lies outside of the axis, in the same dim or in one other dim alone, so that the choice is a list of indices
+        at every r.
         """
         found: dict[Axis, dict[Axis, None]] = {}
         for dims in self.state.values():
@@ -191,7 +193,7 @@ class AxisMap:
             shared = {axis for other in context for axis in leaves(other)}
             for axis in set(leaves(dim)) & found.keys():
                 found[axis] = {a: None for a in found[axis] if a in shared}
-        return {axis: tuple(outer) for axis, outer in found.items()}
+        return {axis: tuple(a for a in outer if a not in unequal) for axis, outer in found.items()}
 
     def _tensors_at(self, node: fx.Node) -> list[Dims]:
         """The tensors that meet at a node: its operands and what it returns."""
@@ -274,6 +276,17 @@ def _fresh(tensor: Tensor) -> Dims:
     return tuple((Axis(n),) if n != 1 else () for n in shape_of(tensor))
 
 
+def _repeated(dim: Dim) -> Iterator[Axis]:
+    """The free axes that occur in two factors of a product, be it within sums."""
+    seen: set[Axis] = set()
+    for axis in factors(dim):
+        inside = set(leaves((axis,)))
+        yield from seen & inside
+        seen |= inside
+        for part in axis.parts:
+            yield from _repeated(part)
+
+
 def _prefixes(dim: Dim, before: tuple[Axis, ...] = ()) -> Iterator[tuple[Axis, tuple[Axis, ...]]]:
     """Each free axis of a dim with the free axes outside of it, major to minor."""
     for axis in map(resolve, factors(dim)):
@@ -288,12 +301,15 @@ def _prefixes(dim: Dim, before: tuple[Axis, ...] = ()) -> Iterator[tuple[Axis, t
 def _occurrences(dims: Dims, after: bool = False) -> Iterator[tuple[Axis, tuple[Axis, ...], tuple[Axis, ...]]]:
     """Each free axis of a tensor, with the free axes outside of it in its dim and those that are dims around it.
 
-    Only axes that the tensor has at every index of the axis count. With ``after`` also those inside of it in its dim.
+    Only axes that the tensor has at every index of the axis count, and those of other dims only where they stand in one
+    alone: else it would not be said which index is meant. With ``after`` also those inside of it in its dim.
     """
     plain = [[a for a in map(resolve, factors(dim)) if a.kind == "free"] for dim in dims]
+    times = Counter(a for dim in dims for a in leaves(dim))
     for i, dim in enumerate(dims):
         for axis, near in _near(dim, (), after):
-            yield axis, near, tuple(a for j, axes in enumerate(plain) if j != i for a in axes if a is not axis)
+            others = [a for j, axes in enumerate(plain) if j != i for a in axes]
+            yield axis, near, tuple(a for a in others if a is not axis and times[a] == 1)
 
 
 def _near(dim: Dim, before: tuple[Axis, ...], after: bool) -> Iterator[tuple[Axis, tuple[Axis, ...]]]:

@@ -120,6 +120,7 @@ class Equations:
 
     pins: list[tuple[Dim, str]] = field(default_factory=list)
     borders: list[tuple[Dim, str]] = field(default_factory=list)
+    unequal: list[Dim] = field(default_factory=list)  # of ties that failed: an index is another one on the other side
 
     def pin(self, dim: Iterable[Axis], why: str) -> None:
         self.pins.append((tuple(dim), why))
@@ -160,7 +161,7 @@ class Equations:
                 break
         for dim in (xs, ys):  # what is left over on either side did not align
             if dim:
-                self.pin(dim, f"{why}: {_say(xs)} and {_say(ys)} do not align")
+                self._refuse(dim, f"{why}: {_say(xs)} and {_say(ys)} do not align")
 
     def cut(self, dim: Iterable[Axis], offsets: Sequence[Size], why: str) -> list[Dim]:
         """Refine a dim into a sum at the given offsets and return its parts, pinned where the cut does not align."""
@@ -174,10 +175,14 @@ class Equations:
             self.pin(part, f"{why}: part of a dim that was cut across its factors")
         return fresh
 
+    def _refuse(self, dim: Iterable[Axis], why: str) -> None:
+        self.pin(dim, why)
+        self.unequal.append(tuple(dim))
+
     def _merge(self, a: Axis, b: Axis, why: str) -> None:
         """Make two different axes of one size equal."""
         if occurs(a, b) or occurs(b, a):
-            self.pin((a, b), f"{why}: the axis would be a part of itself")
+            self._refuse((a, b), f"{why}: the axis would be a part of itself")
         elif a.kind == "free":
             a.link = b
         elif b.kind == "free":
@@ -190,7 +195,7 @@ class Equations:
         bounds = {*_offsets(total.parts), *_offsets(dim[0].parts if _is_sum(dim) else [dim])}
         left, right = self._cut((total,), bounds), self._cut(dim, bounds)
         if left is None or right is None:
-            self.pin((total, *dim), f"{why}: {_say((total,))} and {_say(dim)} do not align")
+            self._refuse((total, *dim), f"{why}: {_say((total,))} and {_say(dim)} do not align")
             return
         for x, y in zip(left, right, strict=True):
             self.tie(x, y, why)

@@ -72,7 +72,7 @@ def canonicalize(module: fx.GraphModule) -> None:
         elif node.target in _EVEN_SPLITS and all(isinstance(n, int) for n in _split_sizes(node)):
             dim = node.args[2] if len(node.args) > 2 else 0
             node.target, node.args = aten.split_with_sizes.default, (node.args[0], _split_sizes(node), dim)
-    module.graph.eliminate_dead_code()
+    graph.drop_dead_code(module.graph)
     module.graph.lint()
     module.recompile()
 

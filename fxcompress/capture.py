@@ -20,7 +20,7 @@ from fxcompress import compat, graph
 from fxcompress.canonical import canonicalize
 from fxcompress.errors import CaptureError
 from fxcompress.program import Origin, Program
-from fxcompress.replacements import replaced
+from fxcompress.replacements import FUNCTIONS, replaced
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")  # of a causal language model, (batch, length) each
 _PREFIX = "model."  # the wrapper's name for the user's model, taken off every name in the graph
@@ -41,6 +41,17 @@ def capture(
     Raises CaptureError with module path, op and source line when the model cannot be traced.
     """
     inputs = _named_inputs(model, example_inputs)
+    program = _traced(model, inputs, dynamic_shapes)
+    if example_inputs is None and _looks_up(program, "position_ids"):
+        own = _traced(model, {k: v for k, v in inputs.items() if k != "position_ids"}, dynamic_shapes)
+        if _looks_up(own, "attention_mask"):  # it counts positions by its mask, and is not to be told others
+            return own
+    return program
+
+
+def _traced(
+    model: nn.Module, inputs: dict[str, Tensor], dynamic_shapes: Mapping[str, Mapping[int, Any]] | None
+) -> Program:
     shapes = dict(dynamic_shapes or _dynamic_shapes(model, inputs))
     was_training = model.training
     model.eval()
@@ -56,6 +67,18 @@ def capture(
     finally:
         model.train(was_training)
     return _program(model, exported, tuple(inputs))
+
+
+def _looks_up(program: Program, name: str) -> bool:
+    """Are rows of an embedding looked up by what is computed from an input?"""
+    made_of = {node for node in program.graph.find_nodes(op="placeholder") if node.name == name}
+    for node in graph.calls(program.graph):
+        index = node.args[1] if node.target is torch.ops.aten.embedding.default else None
+        if index in made_of:
+            return True
+        if index is None and made_of & set(node.all_input_nodes):
+            made_of.add(node)
+    return False
 
 
 class _Forward(nn.Module):
@@ -168,11 +191,22 @@ def _explain(error: Exception, model: nn.Module) -> CaptureError:
     path = f" in module {owners[-1]!r}" if owners else ""
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return CaptureError(
-        f"{type(model).__name__} cannot be captured{path}: {first_line}{where}\n"
-        "  Tracing needs shapes and branches that do not depend on tensor values. Try example_inputs of the shapes the"
-        " model is used with, replace the line by tensor code (torch.where instead of if), or put it into a"
-        " torch.library.custom_op, which is captured as one node."
+        f"{type(model).__name__} cannot be captured{path}: {first_line}{where}\n{_REACH}"
+        if isinstance(model, PreTrainedModel)
+        else f"{type(model).__name__} cannot be captured{path}: {first_line}{where}\n{_ADVICE}"
     )
+
+
+_ADVICE = (
+    "  Tracing needs shapes and branches that do not depend on tensor values. Try example_inputs of the shapes the"
+    " model is used with, replace the line by tensor code (torch.where instead of if), or put it into a"
+    " torch.library.custom_op, which is captured as one node."
+)
+_REACH = (
+    "  A loop over the sequence, or an attention that does not go through any function that capture replaces, is traced"
+    f" as it is written, for one length. Replaced are attention, masks and experts of transformers' registries, and"
+    f" {', '.join(FUNCTIONS)}."
+)
 
 
 def _modules_on_stack(error: Exception, model: nn.Module) -> list[str]:

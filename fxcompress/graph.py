@@ -43,6 +43,11 @@ def states(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node.op == "get_attr"]
 
 
+def drop_dead_code(graph: fx.Graph) -> None:
+    """Erase what nothing reads. Dropout counts as an effect elsewhere: it draws numbers; here it goes too."""
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+
+
 def module_path(node: fx.Node) -> str:
     """The path of the innermost module that the node was traced in; it names and selects, it never means anything."""
     stack = node.meta.get("nn_module_stack")

@@ -55,7 +55,7 @@ class MaskedRun(fx.Interpreter):
                 neutral[branch] = torch.zeros_like(self.env[branch])
         args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda a: neutral.get(a, self.env[a]))
         if any(r.neutral == AVERAGE for r in reductions):
-            return self._average(n, neutral, reductions, args, kwargs)
+            return self._average(n, neutral, self.axes.reductions[n], args, kwargs)
         return n.target(*args, **kwargs)  # type: ignore[operator]
 
     def _is_cut(self, dim: tuple[Axis, ...]) -> bool:
@@ -78,7 +78,9 @@ class MaskedRun(fx.Interpreter):
             stays = torch.zeros([*(a.size for a in outer), axis.size], dtype=torch.bool)
             stays.scatter_(-1, self.keep[axis], True)
             at = self._place(dims, axis, [reduced])
-            places = [self._place(dims, a, range(len(dims))).clamp(min=0) for a in outer]
+            # a square weight has the outer axis in both of its dims: the one that counts stands in the reduced dim
+            among = {a: [reduced] if a in set(leaves(dims[reduced])) else range(len(dims)) for a in outer}
+            places = [self._place(dims, a, among[a]).clamp(min=0) for a in outer]
             removed = removed | ((at >= 0) & ~stays[(*places, at.clamp(min=0))])
         return removed
 

@@ -95,7 +95,7 @@ class Program:
 
     def changed(self) -> None:
         """To be called after the graph or a tensor's shape changed: dead code out, lint, fresh values, no analyses."""
-        self.graph.eliminate_dead_code()
+        graph.drop_dead_code(self.graph)
         self.graph.lint()
         self.module.recompile()
         graph.refresh(self.module)

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
-PROJECTIONS = {aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default}
+PROJECTIONS = {
+    *(aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default),
+    torch.ops.fxcompress.experts.default,  # from what they read to what they give
+}
 CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 _LINEAR_POINTWISE = {
     *(aten.add.Tensor, aten.sub.Tensor, aten.neg.default, aten.mul.Scalar, aten.div.Scalar),

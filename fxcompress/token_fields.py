@@ -9,14 +9,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from fxcompress.errors import CompressError
+from fxcompress.program import Program
+from fxcompress.vocabulary import new_ids
 
 _HOLD_IDS = ("_token_id", "_token_ids", "_token_index")
 # a token that is gone cannot be generated: there is nothing left to suppress
 _SUPPRESS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias")
 
 
+def present_config(program: Program) -> dict[str, Any]:
+    """The values of the config that a program was captured with, its token ids as the program numbers them now."""
+    values, kept = program.origin.config.to_dict(), program.numbering.get("input_ids")
+    return values if kept is None else renumber_config(values, new_ids(kept.tolist()))
+
+
 def renumber_config(values: Mapping[str, Any], new_id: Mapping[int, int]) -> dict[str, Any]:
-    """The values of a config's JSON with new ids, those of configs inside it too.
+    """The values of a config with new ids, those of configs inside it too.
 
     Raises CompressError for a field that names a token without a new id. Negative ids say that there is none and stay.
     """
@@ -24,11 +32,12 @@ def renumber_config(values: Mapping[str, Any], new_id: Mapping[int, int]) -> dic
 
 
 def _renumbered(name: str, value: Any, new_id: Mapping[int, int]) -> Any:
+    if name in _SUPPRESS and value:
+        entries = value.items() if isinstance(value, dict) else value  # biases by sequence, before they are JSON
+        return [_mapped(entry, new_id) for entry in entries if not _removed(entry, new_id)] or None
     if isinstance(value, dict):
         return renumber_config(value, new_id)
-    if name in _SUPPRESS and value:
-        return [_mapped(entry, new_id) for entry in value if not _removed(entry, new_id)] or None
-    if not str(name).endswith(_HOLD_IDS):  # labels are numbered by ints
+    if not str(name).endswith(_HOLD_IDS):  # labels are numbered
         return value
     removed = _removed(value, new_id)
     if removed:

@@ -153,13 +153,11 @@ def _places_in_processor(part: Any) -> Iterator[tuple[Any, Any]]:
 def _needed_by_model(model: Mapping[str, Any], tokens: Iterable[str]) -> Iterator[tuple[str, str]]:
     """What the algorithm needs in order to give these tokens, with the reasons; some may be no token at all."""
     if model.get("unk_token"):
-        pass
+        yield model["unk_token"], "the unknown token"
     yield from _needed_to_spell(model, model_vocabulary(model))
     if model["type"] == "Unigram":
-        yield (
-            min(model["vocab"], key=lambda entry: entry[1])[0],
-            "the one of lowest score, from which unknown text has its",
-        )
+        lowest, _ = min(model["vocab"], key=lambda entry: entry[1])
+        yield lowest, "the one of lowest score, which unknown text is scored by"
     if model["type"] == "BPE":
         merges = _Merges(model)
         for token in tokens:

@@ -19,7 +19,7 @@ from fxcompress.pipeline import Pass, Row
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.score import Statistics
-from fxcompress.token_fields import renumber_config
+from fxcompress.token_fields import present_config, renumber_config
 from fxcompress.vocabulary import closed, new_ids, used_tokens
 
 
@@ -49,8 +49,8 @@ class PruneVocabulary(Pass):
         size = self._groups(program)[0].size
         if self.tokens[-1] >= size:
             raise CompressError(f"PruneVocabulary: token {self.tokens[-1]} is none of the {size} of this model")
-        if program.origin.config is not None and not program.numbering:
-            renumber_config(program.origin.config.to_dict(), new_ids(self.tokens))
+        if program.origin.config is not None:
+            renumber_config(present_config(program), new_ids(self.tokens))
 
     def decide(self, program: Program, statistics: Statistics) -> tuple[Step, list[Row]]:
         groups = self._groups(program)

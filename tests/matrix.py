@@ -34,3 +34,25 @@ PASSES: dict[str, Pass] = {
     "residual width": PruneEmbedding(ratio=0.25),
     "layers": RemoveLayers(layers=(1,)),
 }
+
+_ALWAYS = {"residual width", "layers"}
+_ATTENTION = {"query heads", "KV heads", "query and key channels", "value channels"}
+_MAMBA2 = {"SSM heads", "SSM groups", "SSM channels", "SSM state"}
+_MAMBA = {"SSM channels", "SSM state", "latent ranks"}  # the rank of its step sizes
+_MOE = {"experts", "expert neurons"}
+_DENSE = _ALWAYS | _ATTENTION | {"FFN neurons"}
+
+APPLIES: dict[str, set[str]] = {
+    **dict.fromkeys(("llama", "qwen3", "mistral", "qwen2", "gemma2", "gemma3", "gpt2", "opt", "gpt_neox"), _DENSE),
+    **dict.fromkeys(("mixtral", "qwen3_moe"), _ALWAYS | _ATTENTION | _MOE),
+    "deepseek_v3": _DENSE | _MOE | {"latent ranks"},
+    "mamba": _ALWAYS | _MAMBA,
+    "mamba2": _ALWAYS | _MAMBA2,
+    **dict.fromkeys(("nemotron_h", "falcon_h1"), _DENSE | _MAMBA2),
+    "bamba": (_DENSE | _MAMBA2) - {"query and key channels"},  # its two rotary pairs: a quarter of them is nothing
+    "nemotron_h_moe": _DENSE | _MAMBA2 | _MOE,
+    "nemotron_h_latent": _DENSE | _MAMBA2 | _MOE | {"latent ranks"},  # what its experts read and give
+    "jamba": _DENSE | _MAMBA | _MOE,
+    "zamba2": _DENSE | _MAMBA2 | {"latent ranks"},  # its adapters
+    "qwen3_next": _DENSE | _MAMBA2 | _MOE,  # linear attention has the axes of a Mamba-2 scan
+}

@@ -72,3 +72,64 @@ class Encoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean(1))
+
+
+class DenseLayer(nn.Module):
+    """Norm first, then a convolution whose output is put beside its input."""
+
+    def __init__(self, width: int, growth: int, hidden: int = 16) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.BatchNorm2d(width), nn.Conv2d(width, hidden, 1, bias=False)
+        self.norm2, self.conv2 = nn.BatchNorm2d(hidden), nn.Conv2d(hidden, growth, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.relu(self.norm1(x)))
+        return torch.cat([x, self.conv2(F.relu(self.norm2(h)))], 1)
+
+
+class DenseNet(nn.Module):
+    """Two dense blocks with a transition that halves width and size between them."""
+
+    def __init__(self, width: int = 10, growth: int = 6, classes: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.block1 = nn.Sequential(*(DenseLayer(width + i * growth, growth) for i in range(3)))
+        grown = width + 3 * growth
+        self.transition = nn.Sequential(nn.BatchNorm2d(grown), nn.ReLU(), nn.Conv2d(grown, 12, 1), nn.AvgPool2d(2))
+        self.block2 = nn.Sequential(*(DenseLayer(12 + i * growth, growth) for i in range(2)))
+        self.head = nn.Linear(12 + 2 * growth, classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.block2(self.transition(self.block1(self.stem(image))))
+        return self.head(F.adaptive_avg_pool2d(F.relu(x), 1).flatten(1))
+
+
+class ConvNeXtBlock(nn.Module):
+    """A depthwise convolution, channels last for a norm and two linear layers, a scale of every channel, a shortcut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise, self.norm = nn.Conv2d(width, width, 7, padding=3, groups=width), nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        h = self.scale * self.down(F.gelu(self.up(h)))
+        return x + h.permute(0, 3, 1, 2)
+
+
+class ConvNeXt(nn.Module):
+    """Patches, two stages of blocks with a downsampling convolution between, a head on the mean."""
+
+    def __init__(self, widths: tuple[int, int] = (8, 12), classes: int = 5) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, widths[0], 4, stride=4)
+        self.stage1 = nn.Sequential(*(ConvNeXtBlock(widths[0]) for _ in range(2)))
+        self.down = nn.Conv2d(widths[0], widths[1], 2, stride=2)
+        self.stage2 = nn.Sequential(*(ConvNeXtBlock(widths[1]) for _ in range(2)))
+        self.norm, self.head = nn.LayerNorm(widths[1]), nn.Linear(widths[1], classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.stage2(self.down(self.stage1(self.patches(image))))
+        return self.head(self.norm(x.mean((2, 3))))

@@ -1,11 +1,9 @@
 """Measure what docs/results.md says, and write it:
 
     .venv/bin/python tools/results.py            everything, some ten minutes on two cores
-    .venv/bin/python tools/results.py faults     one section: matrix, faults, peer, bench, demo
+    .venv/bin/python tools/results.py faults     one section: matrix, faults, peers, bench, demo
 
-Torch-Pruning is compared when it lies in .venv/peers:
-
-    .venv/bin/pip install --no-deps --target .venv/peers torch-pruning==1.6.1
+The sections peers and demo show what tools/peers/compare.py and tools/demo wrote last.
 """
 
 from __future__ import annotations
@@ -129,28 +127,16 @@ def faults() -> str:
     return f"{caught} of {len(rows)} planted faults are caught.\n\n" + table(("fault", "family", *names), rows)
 
 
-def peer() -> str:
-    """Half of the SSM heads, with Torch-Pruning's graph and with ours."""
-    rows = []
-    for name in ("mamba2", "nemotron_h", "bamba"):
-        theirs = subprocess.run(
-            [sys.executable, str(ROOT / "tools" / "peer_torch_pruning.py"), name],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        ).stdout.strip()
-        ours = fxcompress.apply(models.captured(name), [PruneSSMHeads(ratio=0.5)]).report.passes[0]
-        laws = [law["error"] for law in ours["laws"] if law["error"] is not None]
-        asked, got = (sum(row[k] for row in ours["rows"]) for k in ("asked", "got"))
-        rows.append(
-            (
-                name,
-                theirs.splitlines()[-1] if theirs else "not installed",
-                f"{got} of {asked:g} heads, laws to {max(laws):.1e}",
-            )
-        )
-    return "Half of the SSM heads of tiny models.\n\n" + table(("model", "Torch-Pruning 1.6.1", "fxcompress"), rows)
+def peers() -> str:
+    """What the last run of tools/peers/compare.py wrote."""
+    file = ROOT / "peers-output" / "peers.md"
+    if not file.is_file():
+        return "Run `.venv/bin/python tools/peers/compare.py` first."
+    return (
+        "`.venv/bin/python tools/peers/compare.py`: tiny models, every peer in an environment of its own with the best"
+        " recipe of its documents. **pass**: asked = got, masked original = pruned, ties kept, saved = reloaded, all"
+        " read off the files that the peer left; beside it the larger of the two errors.\n\n" + file.read_text().strip()
+    )
 
 
 def bench() -> str:
@@ -186,7 +172,7 @@ def _without_trailing_blanks(text: str) -> str:
 SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "matrix": ("Every family, every pass", matrix),
     "faults": ("Planted faults", faults),
-    "peer": ("SSM models next to Torch-Pruning", peer),
+    "peers": ("Next to the peers", peers),
     "bench": ("Time of capture and analysis", bench),
     "demo": ("A real model", demo),
 }

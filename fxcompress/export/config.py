@@ -135,7 +135,8 @@ def _without_layers(config: Any, removed: Mapping[str, Sequence[int]]) -> Iterat
     """Changes to the fields that count or list layers, for a config without the removed ones, the likeliest first.
 
     Which lists run over layers is not said by a config, only their length hints at it: first lists of words (types of
-    layers), then words and patterns, then everything of that length, then none.
+    layers), then words and patterns, then everything of that length, then none. Last, one list at a time is taken for
+    positions of layers (of those with attention, say), which move down.
     """
     if not removed:
         yield {}
@@ -149,8 +150,12 @@ def _without_layers(config: Any, removed: Mapping[str, Sequence[int]]) -> Iterat
     words = [n for n, v in lists.items() if not isinstance(v, str) and all(isinstance(item, str) for item in v)]
     patterns = [n for n, v in lists.items() if isinstance(v, str)]
     counters = [name for name, value in values.items() if type(value) is int and value == total]
-    for names in dict.fromkeys(map(tuple, (words, words + patterns, lists, []))):
-        cut = {name: _without(lists[name], positions) for name in names}
+    cuts = [
+        {name: _without(lists[name], positions) for name in names}
+        for names in dict.fromkeys(map(tuple, (words, words + patterns, lists, [])))
+    ]
+    cuts += [{name: _moved(v, positions)} for name, v in values.items() if _are_positions(v, total)]
+    for cut in cuts:
         for counter in counters:
             yield {**cut, counter: total - len(positions)}
         yield cut
@@ -159,3 +164,13 @@ def _without_layers(config: Any, removed: Mapping[str, Sequence[int]]) -> Iterat
 def _without(items: Any, positions: Sequence[int]) -> Any:
     kept = [item for i, item in enumerate(items) if i not in positions]
     return "".join(kept) if isinstance(items, str) else kept
+
+
+def _are_positions(value: Any, total: int) -> bool:
+    """Could a field be a list of layers by position?"""
+    return isinstance(value, list | tuple) and all(type(i) is int and 0 <= i < total for i in value) and len(value) > 0
+
+
+def _moved(places: Sequence[int], removed: Sequence[int]) -> list[int]:
+    """Positions as they are once some are gone."""
+    return [i - sum(gone < i for gone in removed) for i in places if i not in removed]

@@ -18,8 +18,11 @@ from fxcompress import verify
 from fxcompress.axes import AxisMap
 from fxcompress.capture import capture
 from fxcompress.export.config import NotExpressible, find_configs
+from fxcompress.export.constants import differing_constants
 from fxcompress.plan import Step
 from fxcompress.program import Program
+from fxcompress.token_fields import present_config, renumber_config
+from fxcompress.vocabulary import new_ids
 
 
 def to_transformers(program: Program, steps: Iterable[Step]) -> Any:
@@ -38,9 +41,10 @@ def to_transformers(program: Program, steps: Iterable[Step]) -> Any:
     persistent = _persistent_names(origin)
     target = {name: shape for name, shape in target.items() if persistent is None or _old(name, names) in persistent}
     weights = {name: t for name, t in tensors.items() if name in target}
+    base = type(origin.config).from_dict(present_config(program))
     why = ""
     for config in itertools.islice(
-        find_configs(origin.model_class, origin.config, target, removed_layers(program, steps)), _TRIED
+        find_configs(origin.model_class, base, target, removed_layers(program, steps)), _TRIED
     ):
         model = _build(program, config, weights)
         why = _why_not(program, model)
@@ -59,8 +63,15 @@ def _build(program: Program, config: Any, weights: dict[str, Tensor]) -> Any:
             model = kind(config)
     else:
         model = kind.from_pretrained(None, config=config, state_dict=weights, dtype=_dtype(program))
-        model.generation_config = program.origin.generation_config or model.generation_config
+        model.generation_config = _generation_config(program) or model.generation_config
     return model.eval()
+
+
+def _generation_config(program: Program) -> Any:
+    given, kept = program.origin.generation_config, program.numbering.get("input_ids")
+    if given is None or kept is None:
+        return given
+    return type(given).from_dict(renumber_config(given.to_dict(), new_ids(kept.tolist())))
 
 
 def _why_not(program: Program, model: Any) -> str:
@@ -79,10 +90,16 @@ def _why_not(program: Program, model: Any) -> str:
     error = verify.difference(_real(ours, mask), _real(theirs, mask))
     if error <= verify.tolerance(program):
         return ""
-    return (
-        f"computes something else (its logits differ by {error:.2g}): its config fixes how the sizes are divided, or it"
-        " derives a constant from one that was cut"
-    )
+    return f"computes something else, its logits differ by {error:.2g}: {_reason(program, model)}"
+
+
+def _reason(program: Program, model: Any) -> str:
+    """Named constants where there are any: a class may derive some from sizes."""
+    named = differing_constants(program, capture(model))
+    if not named:
+        return "its config fixes how the sizes are divided"
+    others = f" (and {len(named) - 1} more)" if len(named) > 1 else ""
+    return f"its class derives a constant from a size that was cut, {named[0]}{others}"
 
 
 def _real(logits: Tensor, mask: Tensor | None) -> list[Tensor]:

@@ -49,6 +49,7 @@ einop(
         else "... t d, ... s d, ... s e, ... t s -> ... t e"
     ),
     roles={"k": "kv_head", "r": "query_head", "d": "qk_channel", "e": "v_channel"},
+    pins={"t": "queries see keys by position", "s": "queries see keys by position"},
     flops=lambda n: 2 * _product(n, "t", "s", *(x for x in n if x not in "tsde")) * (n["d"] + n["e"]),
     context="s",
 )

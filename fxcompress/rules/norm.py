@@ -27,7 +27,7 @@ def layer_norm(call: Call) -> Dims:
     return x
 
 
-@rule(aten.group_norm.default, resize=lambda s: {"num_groups": s.size(s.dims("input")[1][:1])})
+@rule(aten.group_norm.default)
 def group_norm(call: Call) -> Dims:
     """Channels are (group, channel in the group); averages run within a group and over space."""
     x = call.dims("input")
@@ -38,7 +38,8 @@ def group_norm(call: Call) -> Dims:
     for name in ("weight", "bias"):
         if call.arg(name) is not None:
             call.tie(x[1], call.dims(name)[0])
-    call.pin(split[1:], "group_norm averages within groups of its channels")
+    for dim in (split[1:], *x[2:]):
+        call.pin(dim, "group_norm averages within groups of its channels and over space")
     return x
 
 

@@ -18,6 +18,7 @@ einop(
     torch.ops.fxcompress.attention.default,
     "b (k r) t d, b k s d, b k s e, b s -> b (k r) t e",
     roles={"k": "kv_head", "r": "query_head", "d": "qk_channel", "e": "v_channel"},
+    pins={"t": "queries see keys by position", "s": "queries see keys by position"},
     flops=lambda s: 2 * s["b"] * s["k"] * s["r"] * s["t"] * s["s"] * (s["d"] + s["e"]),
     cache=lambda s: (s["k"] * (s["d"] + s["e"]), 0),
     context="s",

@@ -34,7 +34,7 @@ causal_conv1d = define(reference.causal_conv1d, _fake, cuda=_cuda)
 einop(
     torch.ops.fxcompress.causal_conv1d.default,
     "b c l, c w, c -> b c l",
-    pins={"w": "kernel positions"},
+    pins={"w": "kernel positions", "l": "positions follow one another"},
     flops=lambda s: 2 * s["b"] * s["c"] * s["l"] * s["w"],
     cache=lambda s: (0, s["c"] * (s["w"] - 1)),
 )

@@ -21,6 +21,7 @@ einop(
     torch.ops.fxcompress.gated_delta.default,
     "b l g n, b l g n, b l (g r) p, b l (g r), b l (g r) -> b l (g r) p",
     roles={"g": "ssm_group", "r": "ssm_head", "p": "ssm_channel", "n": "ssm_state"},
+    pins={"l": "positions follow one another"},
     # the recurrence: decay, ask the state, correct it and read it
     flops=lambda s: 7 * s["b"] * s["l"] * s["g"] * s["r"] * s["p"] * s["n"],
     cache=lambda s: (0, s["g"] * s["r"] * s["p"] * s["n"]),

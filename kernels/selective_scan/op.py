@@ -18,6 +18,7 @@ einop(
     torch.ops.fxcompress.selective_scan.default,
     "b d l, b d l, d n, b n l, b n l, d, b d l, d -> b d l",
     roles={"d": "ssm_channel", "n": "ssm_state"},
+    pins={"l": "positions follow one another"},
     flops=lambda s: 6 * s["b"] * s["d"] * s["l"] * s["n"],  # decay, add and read the state
     cache=lambda s: (0, s["d"] * s["n"]),
 )

@@ -18,6 +18,7 @@ einop(
     torch.ops.fxcompress.ssd_scan.default,
     "b l (g r) p, b l (g r), (g r), b l g n, b l g n, (g r), (g r) -> b l (g r) p",
     roles={"g": "ssm_group", "r": "ssm_head", "p": "ssm_channel", "n": "ssm_state"},
+    pins={"l": "positions follow one another"},
     # the recurrence: decay, add and read the state; chunks change the order of this work, not what is asked for
     flops=lambda s: 6 * s["b"] * s["l"] * s["g"] * s["r"] * s["p"] * s["n"],
     cache=lambda s: (0, s["g"] * s["r"] * s["p"] * s["n"]),

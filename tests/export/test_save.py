@@ -40,6 +40,7 @@ STOCK = [
     ("nemotron_h", [PruneSSMHeads(size=9)], {"mamba_num_heads": 9}),
     ("nemotron_h", [PruneSSMChannels(size=12 * 7)], {"mamba_head_dim": 7}),
     ("nemotron_h", [RemoveLayers(layers=(1, 2))], {"layers_block_type": ["linear_attention", "full_attention", "mlp"]}),
+    ("bamba", [RemoveLayers(layers=(0,))], {"num_hidden_layers": 2, "attn_layer_indices": [0]}),
     ("nemotron_h_moe", [PruneFFN(size=30)], {"moe_shared_expert_intermediate_size": 30}),
     ("nemotron_h_moe", [PruneAxes(role="expert_neuron", size=16)], {"moe_intermediate_size": 16}),
 ]
