@@ -159,7 +159,9 @@ def difference(x: tuple | list, y: tuple | list) -> float:
 
 
 def tolerance(program: Program) -> float:
+    """By the least exact dtype that the program computes in, which may be narrower than its weights."""
     dtypes = {p.dtype for _, p in program.parameters() if p.is_floating_point()}
+    dtypes |= {dtype for node in graph.calls(program.graph) for dtype in node.args if isinstance(dtype, torch.dtype)}
     return max((TOLERANCE[dtype] for dtype in dtypes if dtype in TOLERANCE), default=TOLERANCE[torch.float32])
 
 

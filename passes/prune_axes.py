@@ -155,7 +155,8 @@ class PruneAxes(Pass):
     def _why_none(self, found: list[Group], here: list[Group]) -> str:
         what = f"no {self.role.replace('_', ' ')}" if self.role else f"no group like {self.groups!r}"
         if here:
-            return f"{what} can be cut: {here[0].key} is pinned, {here[0].pinned[0]}"
+            hint = "; PruneVocabulary removes tokens" if "vocabulary" in here[0].roles else ""
+            return f"{what} can be cut: {here[0].key} is pinned, {here[0].pinned[0]}{hint}"
         if found:
             return f"{what} lies wholly under layers={self.layers!r}; there is, for example, {found[0].key}"
         return f"{what} in this model; `fxcompress inspect` lists what there is"

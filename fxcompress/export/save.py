@@ -10,6 +10,7 @@ import json
 import platform
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from fxcompress.capture import TOKEN_INPUTS
 from fxcompress.errors import CompressError, ProofError
 from fxcompress.export.config import NotExpressible
 from fxcompress.export.files import output_directory
-from fxcompress.export.load import FORMAT, MANIFEST, load, sha256
+from fxcompress.export.load import FORMAT, MANIFEST, load, read_manifest, sha256
+from fxcompress.export.tokenizer import rewrite_tokenizer
 from fxcompress.export.transformers import file_tensors, renumbering, to_transformers
-from fxcompress.plan import Step
+from fxcompress.plan import Step, read_ranges, write_ranges
 from fxcompress.program import Program
 from fxcompress.report import Report
 
@@ -53,10 +55,11 @@ def save(
             f"the model was captured with the inputs {', '.join(strange)}, with which it cannot be compared after"
             f" loading; capture it with inputs among {', '.join(TOKEN_INPUTS)}"
         )
+    tokenizer = _tokenizer_of(program, source)
     need = sum(t.numel() * t.element_size() for t in program.state.values())
     with output_directory(path, need + (1 << 20)) as folder:
+        _write_tokenizer(tokenizer, folder)  # first: it may refuse
         kind, why = _write_weights(program, steps, folder)
-        _copy_tokenizer(source or _source_of(program), folder)
         _write_manifest(program, steps, report, kind, why, folder)
         if program.origin.config is not None:  # a plain module is rebuilt by its owner
             report.reload_error = _reload_error(program, folder)
@@ -88,6 +91,7 @@ def _write_manifest(program: Program, steps: Sequence[Step], report: Report, kin
             "config": None if origin.config is None else _portable(origin.config.to_dict()),
         },
         "steps": [step.to_json() for step in steps],
+        "numbering": {name: write_ranges(kept) for name, kept in program.numbering.items()},
         "report": report.to_json(),
         "versions": versions(),
         "sha256": {file.name: sha256(file) for file in sorted(folder.glob("*.safetensors"))},
@@ -121,13 +125,43 @@ def _reload_error(program: Program, folder: Path) -> float:
     return error
 
 
-def _source_of(program: Program) -> str | None:
-    config = program.origin.config
-    return getattr(config, "_name_or_path", None) or None
+@dataclass(frozen=True)
+class _Tokenizer:
+    """The folder of a tokenizer, and the ids of it that stay; None where all do."""
+
+    folder: Path
+    kept: list[int] | None
 
 
-def _copy_tokenizer(source: str | Path | None, folder: Path) -> None:
-    for name in _TOKENIZER_FILES if source and Path(source).is_dir() else ():
-        file = Path(source) / name  # type: ignore[arg-type]
+def _tokenizer_of(program: Program, source: str | Path | None) -> _Tokenizer | None:
+    source = source or getattr(program.origin.config, "_name_or_path", None)
+    if not source or not Path(source).is_dir():
+        return None
+    folder = Path(source)
+    numbering = program.numbering.get("input_ids")
+    if numbering is None:
+        return _Tokenizer(folder, None)
+    earlier = _numbering_there(folder)
+    kept = [earlier.index(i) for i in numbering.tolist()] if earlier else numbering.tolist()
+    known = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    return _Tokenizer(folder, kept) if known else None
+
+
+def _numbering_there(folder: Path) -> list[int]:
+    """The original ids of the tokens of a folder that holds a result, whose tokenizer is rewritten already."""
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    if manifest.get("loads_with") != "fxcompress" or "input_ids" not in manifest.get("numbering", {}):
+        return []
+    return read_ranges(manifest["numbering"]["input_ids"]).tolist()
+
+
+def _write_tokenizer(tokenizer: _Tokenizer | None, folder: Path) -> None:
+    if tokenizer is None:
+        return
+    if tokenizer.kept is not None:
+        rewrite_tokenizer(tokenizer.folder, folder, tokenizer.kept)
+        return
+    for name in _TOKENIZER_FILES:
+        file = tokenizer.folder / name
         if file.is_file() and not (folder / name).exists():
             shutil.copyfile(file, folder / name)

@@ -144,7 +144,8 @@ def is_item(path: str) -> bool:
 
 
 def renumbered(name: str, removed: list[str]) -> str:
-    for path in filter(is_item, removed):
+    removed = [path for path in removed if is_item(path)]
+    for path in removed:
         container, _, _ = path.rpartition(".")
         match = re.match(re.escape(container) + r"\.(\d+)\.", name)
         if match:
