@@ -43,10 +43,17 @@ def capture(
     inputs = _named_inputs(model, example_inputs)
     program = _traced(model, inputs, dynamic_shapes)
     if example_inputs is None and _looks_up(program, "position_ids"):
-        own = _traced(model, {k: v for k, v in inputs.items() if k != "position_ids"}, dynamic_shapes)
-        if _looks_up(own, "attention_mask"):  # it counts positions by its mask, and is not to be told others
-            return own
+        return _counting_itself(model, inputs) or program
     return program
+
+
+def _counting_itself(model: nn.Module, inputs: Mapping[str, Tensor]) -> Program | None:
+    """The model without positions given, where it counts them by its mask and is not to be told others."""
+    try:
+        own = _traced(model, {k: v for k, v in inputs.items() if k != "position_ids"}, None)
+    except CaptureError:  # it takes them from a table up to a fixed length
+        return None
+    return own if _looks_up(own, "attention_mask") else None
 
 
 def _traced(

@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from fxcompress.axis import Axis, leaves
-from fxcompress.rule import AVERAGE, RULES
+from fxcompress.rule import AVERAGE, RULES, Reduction
 
 if TYPE_CHECKING:
     from fxcompress.axes import AxisMap
@@ -90,10 +90,12 @@ class _Ways:
 
     def _visit(self, node: fx.Node, here: set[Axis]) -> None:
         reductions = self.axes.reductions[node]
-        contracted = {a for r in reductions for a in leaves(self.axes.dims[r.operand][r.dim])}
+        contracted = {a for r in reductions for a in self._leaves(r)}
         if node.target in PROJECTIONS:
-            self.made |= set(leaves(self.axes.dims[node][-1]))
-            self.consumed |= contracted
+            read = {a for r in reductions if r.operand.op != "get_attr" for a in self._leaves(r)}
+            made = set(leaves(self.axes.dims[node][-1]))
+            self.made, self.consumed = self.made | made, self.consumed | read
+            self.other |= contracted - read - made  # the experts themselves, and what is inside them
         elif node.target in CONVOLUTIONS:
             through = {axis for dim in self.axes.dims[node.all_input_nodes[0]] for axis in leaves(dim)}
             self.convolved |= here - through
@@ -103,6 +105,9 @@ class _Ways:
                 self.bent |= here - self._scaled(node)
         elif node.target not in _NORMS and not (node.target in RULES and RULES[node.target].moves):
             self.other |= contracted | here
+
+    def _leaves(self, reduction: Reduction) -> Iterator[Axis]:
+        return leaves(self.axes.dims[reduction.operand][reduction.dim])
 
     def _is_within_a_norm(self, node: fx.Node) -> bool:
         """Squares that are only averaged."""

@@ -14,9 +14,19 @@ from unittest.mock import patch
 
 import torch
 
-from fxcompress import graph, keep, rewrite, rule, verify
+from fxcompress import border, graph, keep, rewrite, rule, verify
 from fxcompress.axes import AxisMap
-from fxcompress.passes import PruneAttentionHeads, PruneAxes, PruneEmbedding, PruneFFN, PruneSSMHeads, RemoveLayers
+from fxcompress.passes import (
+    PruneAttentionHeads,
+    PruneAxes,
+    PruneEmbedding,
+    PruneExpertFFN,
+    PruneExperts,
+    PruneFFN,
+    PruneSSMHeads,
+    PruneVocabulary,
+    RemoveLayers,
+)
 from fxcompress.pipeline import Pass
 from fxcompress.program import Program
 from fxcompress.verify import Law
@@ -64,7 +74,7 @@ def _masked(before: Program, after: Program, step: Any) -> Law:
 def _sliced_wrongly(change: Callable) -> Iterator[None]:
     """Slice tensors by ``change(name, dim, indices)`` instead of the indices."""
     names: dict[int, str] = {}
-    true_cut, true_sliced = rewrite.cut, rewrite.sliced
+    true_cut, true_sliced, true_indices = rewrite.cut, rewrite.sliced, keep.kept_indices
 
     def cut(program: Program, axes: AxisMap, chosen: Any) -> None:
         names.update({id(t): n for n, t in program.state.items()})
@@ -75,9 +85,9 @@ def _sliced_wrongly(change: Callable) -> Iterator[None]:
 
         def indices(dim: Any, *rest: Any) -> torch.Tensor:
             position = next(i for i in at if keep.is_cut(dims[i], chosen))
-            return change(name, position, keep.kept_indices(dim, *rest))
+            return change(name, position, true_indices(dim, *rest))
 
-        with patch.object(rewrite, "kept_indices", indices):
+        with patch.object(keep, "kept_indices", indices):
             return true_sliced(tensor, dims, chosen, outer)
 
     with patch.object(rewrite, "cut", cut), patch.object(rewrite, "sliced", sliced):
@@ -151,6 +161,22 @@ def _after_rewrite(change: Callable[[Program], None]) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _other_experts_neurons() -> Iterator[None]:
+    """Each expert keeps the neurons that were chosen for the one before it."""
+    true = keep._table
+    with patch.object(keep, "_table", lambda *given: true(*given).roll(1, 0)):
+        yield
+
+
+@contextlib.contextmanager
+def _numbered_one_off() -> Iterator[None]:
+    """A token of the result is taken for its neighbour."""
+    true = border._positions
+    with patch.object(border, "_positions", lambda kept, v: (true(kept, v) + 1) % len(kept)):
+        yield
+
+
 def _stale_scale(program: Program) -> None:
     """Attention divides by the root of a size that it no longer has."""
     for node in graph.calls(program.graph):
@@ -185,6 +211,10 @@ QUERY = PruneAttentionHeads(size=4, score="random")
 KV = PruneAttentionHeads(size=1, kv=True, score="random")
 FFN = PruneFFN(size=60, score="random")
 WIDTH = PruneEmbedding(size=36, score="random")
+EXPERTS = PruneExperts(size=3, score="random")
+EXPERTS_OF_GROUPS = PruneExperts(size=4, score="random")
+NEURONS = PruneExpertFFN(ratio=0.5, score="random")
+TOKENS = PruneVocabulary(tokens=(0, 1, 2, *range(5, 96, 4)))
 NARROW = PruneAxes(role="qk_channel", size=3, score="random")
 
 FAULTS = (
@@ -205,6 +235,11 @@ FAULTS = (
     Fault("output projection in another order", "qwen3", QUERY, _slot("o_proj.weight", lambda i: i.roll(8), 1)),
     Fault("a norm of the residual cut differently", "llama", WIDTH, _slot("input_layernorm.weight", _shift)),
     Fault("the embedding cut differently", "mamba", WIDTH, _slot("embeddings.weight", _shift, 1)),
+    Fault("a router that counts its experts in another order", "qwen3_moe", EXPERTS, _slot("gate.weight", _rolled)),
+    Fault("a router's bias for other experts", "deepseek_v3", EXPERTS_OF_GROUPS, _slot("correction_bias", _shift)),
+    Fault("an expert with the neurons of another", "mixtral", NEURONS, _other_experts_neurons),
+    Fault("the rows of other tokens", "llama", TOKENS, _slot("embed_tokens.weight", _shift)),
+    Fault("a token taken for another", "llama", TOKENS, _numbered_one_off),
     Fault("a stale scale: attention", "llama", NARROW, lambda: _after_rewrite(_stale_scale)),
     Fault("stale sizes in views", "llama", NARROW, lambda: _without_resize("aten.reshape.default")),
     Fault("stale sizes in splits", "mamba2", HEADS, lambda: _without_resize("aten.split_with_sizes.default")),

@@ -160,7 +160,7 @@ def tiny(name: str, seed: int = 0) -> PreTrainedModel:
 
 
 def perturb(model: nn.Module, seed: int = 0) -> Any:
-    """Draw matrices at 1/sqrt(fan_in) and move vectors (norms, biases, A, D) off their initial values."""
+    """Draw matrices at 1/sqrt(fan_in) and move vectors (norms, biases, A, D) and buffers off their initial values."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
@@ -168,6 +168,10 @@ def perturb(model: nn.Module, seed: int = 0) -> Any:
             parameter.data = noise / parameter.shape[-1] ** 0.5
         else:
             parameter.data = parameter.data + 0.3 * noise
+    stored = model.state_dict()
+    for name, buffer in model.named_buffers():
+        if name in stored and buffer.is_floating_point():  # a router's biases, statistics of a norm
+            buffer += 0.3 * torch.rand(buffer.shape, generator=generator)
     return model
 
 

@@ -209,16 +209,53 @@ def test_in_place_arithmetic_on_a_value_is_seen_by_whoever_reads_it_afterwards()
     torch.testing.assert_close(capture(model, x)(x), model(x))
 
 
-@pytest.mark.parametrize("start", [lambda h: h[:, :3], lambda h: h.view(-1, 2, 3), lambda h: h.split(3, 1)[0]])
-def test_in_place_arithmetic_on_a_view_is_refused_rather_than_lost(start):
-    class Part(Mutating):
-        def forward(self, x):
-            h = self.linear(x)
-            self.start(h).mul_(3)
-            return h
+class Part(Mutating):
+    """Changes a part of a value, and reads all of it afterwards."""
 
+    def forward(self, x):
+        h = self.linear(x)
+        self.start(h).mul_(3)
+        return h
+
+
+@pytest.mark.parametrize(
+    "start", [lambda h: h[:, :3], lambda h: h[1:, 2:5], lambda h: h[:, ::2], lambda h: h[:, 1:][:, :2]]
+)
+@torch.no_grad()
+def test_in_place_arithmetic_on_a_slice_changes_that_part_of_the_value(start):
+    model, x = Part(start).eval(), torch.randn(3, 4)
+    torch.testing.assert_close(capture(model, x)(x), model(x))
+
+
+@torch.no_grad()
+def test_a_copy_into_a_slice_is_broadcast_and_cast():
+    class Filled(nn.Module):
+        def forward(self, x):
+            y = x.new_empty(x.shape[0], 5)
+            y[:, :2].copy_(torch.ones(1, dtype=torch.float64))
+            y[:, 2:].copy_(x[:, :3])
+            return y
+
+    model, x = Filled().eval(), torch.randn(3, 4)
+    torch.testing.assert_close(capture(model, x)(x), model(x))
+
+
+@pytest.mark.parametrize("start", [lambda h: h.view(-1, 2, 3), lambda h: h.split(3, 1)[0]])
+def test_in_place_arithmetic_on_another_view_is_refused_rather_than_lost(start):
     with pytest.raises(CaptureError, match=r"shares its memory|modified inplace"):
         capture(Part(start).eval(), torch.randn(3, 4))
+
+
+def test_a_slice_made_before_the_change_and_read_after_it_is_refused():
+    class Stale(Mutating):
+        def forward(self, x):
+            h = self.linear(x)
+            before = h[:, :3]
+            h[:, 2:].mul_(3)
+            return before + 1
+
+    with pytest.raises(CaptureError, match="shares its memory"):
+        capture(Stale(None).eval(), torch.randn(3, 4))
 
 
 def test_a_plain_module_without_example_inputs_is_refused():

@@ -5,7 +5,7 @@ Read from the source, so an import inside a function counts too. One for type ch
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -88,7 +88,7 @@ def imports(source: str) -> Iterator[str]:
                 todo += ast.iter_child_nodes(node)
 
 
-def named_families(source: str) -> set[str]:
+def named_families(source: str, families: Iterable[str] = FAMILIES.split()) -> set[str]:
     """Model families whose name is a word of an identifier or a string; comments and docstrings may cite papers."""
     tree = ast.parse(source)
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -101,7 +101,7 @@ def named_families(source: str) -> set[str]:
         if isinstance(text, str)
     )
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", names)  # LlamaForCausalLM, qwen3_moe
-    return {word.lower() for word in words} & set(FAMILIES.split())
+    return {word.lower() for word in words} & set(families)
 
 
 @pytest.mark.parametrize("name", MAY_IMPORT)

@@ -1,9 +1,9 @@
 """Measure what docs/results.md says, and write it:
 
-    .venv/bin/python tools/results.py            everything, some ten minutes on two cores
-    .venv/bin/python tools/results.py faults     one section: matrix, faults, peers, bench, demo
+    .venv/bin/python tools/results.py            everything, an hour on two cores
+    .venv/bin/python tools/results.py faults     one section, or some: matrix, families, faults, programs, peers, ...
 
-The sections peers and demo show what tools/peers/compare.py and tools/demo wrote last.
+The sections programs, peers and demo show what tools/fuzz.py, tools/peers/compare.py and tools/demo wrote last.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import logging
 import re
 import subprocess
 import sys
-import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,95 +22,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for tests.models and tests.faults
 
-import fxcompress  # noqa: E402
-from fxcompress.passes import (  # noqa: E402
-    PruneAttentionHeads,
-    PruneAxes,
-    PruneEmbedding,
-    PruneFFN,
-    PruneSSMChannels,
-    PruneSSMHeads,
-    RemoveLayers,
-)
+from matrix import families, matrix, table  # noqa: E402
+
 from tests import models  # noqa: E402
 from tests.faults import FAULTS, plant  # noqa: E402
 
 PAGE = ROOT / "docs" / "results.md"
-PASSES = [
-    PruneFFN(ratio=0.25),
-    PruneSSMHeads(ratio=0.5),
-    PruneSSMHeads(ratio=0.25),
-    PruneSSMChannels(ratio=0.25),
-    PruneAttentionHeads(ratio=1 / 3),
-    PruneAttentionHeads(ratio=0.5, kv=True),
-    PruneEmbedding(ratio=0.25),
-    RemoveLayers(layers=(1,)),
-    PruneAxes(role="ssm_state", ratio=0.25),
-    PruneAxes(role="v_channel", ratio=0.25),
-    PruneAxes(role="qk_channel", ratio=0.25),
-    PruneAxes(role="expert_neuron", ratio=0.25),
-]
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(list(head))]
-    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
-
-
-def matrix() -> str:
-    """Family x pass: a cell counts only with a non-zero cut; laws in float64, reload in float32."""
-    rows = []
-    for name in models.FAMILIES:
-        for p in PASSES:
-            row = _cell(name, p)
-            if row is not None:
-                rows.append(row)
-    head = (
-        "family",
-        "pass",
-        "asked",
-        "got",
-        "parameters",
-        "prune = mask",
-        "permutation",
-        "saved = reloaded",
-        "loads with",
-    )
-    return (
-        "Tiny models of each family (`tests/models.py`). Asked and got count indices over all groups of the pass (for"
-        " layers: layers). Errors are relative to the largest logit, the laws' in float64, the reload's in float32."
-        " *shapes* and *count* hold in every row.\n\n" + table(head, rows)
-    )
-
-
-def _cell(name: str, p: fxcompress.passes.PruneAxes) -> tuple | None:
-    try:
-        entry = fxcompress.apply(models.captured(name), [p]).report.passes[0]
-    except fxcompress.CompressError as refusal:
-        if "in this model" in str(refusal):
-            return None
-        return (name, _say(p), "", "", "", "", "", "", f"refused: {refusal}")
-    laws = {law["name"]: law for law in entry["laws"]}
-    assert laws["shapes"]["holds"]
-    assert laws["count"]["holds"]
-    asked, got = (sum(row[key] for row in entry["rows"] if not row["why"]) for key in ("asked", "got"))
-    assert got > 0
-    small = fxcompress.apply(models.captured(name, torch.float32), [p])
-    with tempfile.TemporaryDirectory() as folder:
-        out = small.save_pretrained(Path(folder) / "out")
-        kind = json.loads((out / "fxcompress.json").read_text())["loads_with"]
-    counts = f"{entry['before']['parameters']:,} → {entry['after']['parameters']:,}"
-    errors = [_error(laws[k]["error"]) for k in ("prune equals mask", "permutation")]
-    return (name, _say(p), f"{asked:g}", got, counts, *errors, _error(small.report.reload_error), kind)
-
-
-def _say(p: fxcompress.pipeline.Pass) -> str:
-    given = {k: round(v, 3) if isinstance(v, float) else v for k, v in p.options().items()}
-    return f"{p.name}({', '.join(f'{k}={v}' for k, v in given.items())})"
-
-
-def _error(value: float | None) -> str:
-    return "" if value is None else f"{value:.1e}" if value else "0"
 
 
 def faults() -> str:
@@ -136,6 +52,24 @@ def peers() -> str:
         "`.venv/bin/python tools/peers/compare.py`: tiny models, every peer in an environment of its own with the best"
         " recipe of its documents. **pass**: asked = got, masked original = pruned, ties kept, saved = reloaded, all"
         " read off the files that the peer left; beside it the larger of the two errors.\n\n" + file.read_text().strip()
+    )
+
+
+def programs() -> str:
+    """What the last runs of tools/fuzz.py wrote."""
+    files = {name: ROOT / "fuzz-output" / f"{name}.json" for name in ("mutants", "run")}
+    if not all(file.is_file() for file in files.values()):
+        return "Run `tools/fuzz.py mutants` and `tools/fuzz.py run` with `--json fuzz-output/NAME.json` first."
+    mutants, run = (json.loads(file.read_text()) for file in files.values())
+    rows = [(m["mutant"], m["programs"], m["law"] or f"survives: {m['survives']}") for m in mutants]
+    caught = sum(bool(m["law"]) for m in mutants)
+    finds = "\n".join(f"* `{f['reproduce']}`: {f['law']}, {f['said']}" for f in run["finds"]) or "Nothing was found."
+    return (
+        f"Random programs, checked by an oracle that knows no rule (`tests/programs/partial.py`). {caught} of"
+        f" {len(mutants)} planted mistakes are caught; the number is that of the programs it took.\n\n"
+        + table(("mistake", "programs", "caught by"), rows)
+        + f"\n\nOn the real rules: {run['programs']:,} programs, {run['groups']:,} groups, {run['seconds'] / 60:.0f}"
+        f" minutes. {finds}"
     )
 
 
@@ -171,7 +105,9 @@ def _without_trailing_blanks(text: str) -> str:
 
 SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "matrix": ("Every family, every pass", matrix),
+    "families": ("What a family costs, and what stays pinned", families),
     "faults": ("Planted faults", faults),
+    "programs": ("Random programs and mutants", programs),
     "peers": ("Next to the peers", peers),
     "bench": ("Time of capture and analysis", bench),
     "demo": ("A real model", demo),

@@ -161,7 +161,7 @@ def test_a_model_that_is_not_there_is_refused(refused, tmp_path):
         (["--pass", "PruneFFN(ratio=1.25)"], "ratio=1.25 is outside [0, 1)"),
         (["--pass", "RemoveLayers(layers=[7])"], "layer 7 is out of range, the model has 2"),
         (["--pass", "PruneFFN(ratio=0.25, layers='model.layers.9')"], "lies wholly under layers='model.layers.9'"),
-        (["--pass", "PruneAxes(role='vocabulary', ratio=0.25)"], "is pinned, its rows are addressed by token ids"),
+        (["--pass", "PruneAxes(role='vocabulary', ratio=0.25)"], "PruneVocabulary removes tokens"),
         (
             ["--pass", "PruneAxes(groups='model.embed_tokens.weight[0]', size=64)"],
             "model.embed_tokens.weight[0] is pinned",

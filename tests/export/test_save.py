@@ -42,7 +42,7 @@ STOCK = [
     ("nemotron_h", [RemoveLayers(layers=(1, 2))], {"layers_block_type": ["linear_attention", "full_attention", "mlp"]}),
     ("bamba", [RemoveLayers(layers=(0,))], {"num_hidden_layers": 2, "attn_layer_indices": [0]}),
     ("nemotron_h_moe", [PruneFFN(size=30)], {"moe_shared_expert_intermediate_size": 30}),
-    ("nemotron_h_moe", [PruneAxes(role="expert_neuron", size=16)], {"moe_intermediate_size": 16}),
+    ("nemotron_h_moe", [PruneAxes(role="expert_neuron", size=5 * 16)], {"moe_intermediate_size": 16}),
 ]
 OURS = [
     ("mamba2", [PruneSSMHeads(size=9)]),  # 48 * expand is never 9 * 8 for a whole expand

@@ -33,7 +33,12 @@ def experts(f: Callable[..., Tensor]) -> tuple:
     return f(7, 6), index, f(7, 2), f(4, 10, 6), f(4, 3, 5), f(4, 10), f(4, 3), True, "silu"
 
 
-OPS = {op.__name__: op for op in (attention, causal_conv1d, experts, selective_scan, ssd_scan)}
+def gated_delta(f: Callable[..., Tensor]) -> tuple:
+    q, k = (torch.nn.functional.normalize(f(2, 7, 2, 5), dim=-1) for _ in range(2))  # the rule takes keys of length 1
+    return q, k, f(2, 7, 4, 3), -f(2, 7, 4).abs(), f(2, 7, 4).sigmoid(), 4
+
+
+OPS = {op.__name__: op for op in (attention, causal_conv1d, experts, gated_delta, selective_scan, ssd_scan)}
 
 
 @pytest.fixture

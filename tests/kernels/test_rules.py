@@ -58,6 +58,7 @@ ROLES = [
     for name in kernels.__all__
     for letter in RULES[overload(name)].einop.roles
     if letter not in RULES[overload(name)].einop.pins
+    if letter not in RULES[overload(name)].einop.addresses.values()  # cut together with what addresses it
 ]
 
 
@@ -77,10 +78,15 @@ def test_cutting_an_axis_is_cutting_the_output_or_masking_what_is_contracted(sam
     torch.testing.assert_close(changed(cut), expected, rtol=0, atol=1e-12)
 
 
-def test_what_data_decides_is_pinned():
-    assert RULES[overload("experts")].einop.pins["e"] == "experts are addressed by the router's choice, which is data"
-    assert set(RULES[overload("experts")].einop.pins) == {"e", "j", "m"}
-    assert RULES[overload("causal_conv1d")].einop.pins == {"w": "kernel positions"}
+def test_what_is_decided_elsewhere_is_pinned():
+    assert RULES[overload("experts")].einop.addresses == {"index": "e"}
+    assert set(RULES[overload("experts")].einop.pins) == {"j", "m"}
+    assert set(RULES[overload("causal_conv1d")].einop.pins) == {"w", "l"}
+
+
+@pytest.mark.parametrize("name", ["causal_conv1d", "selective_scan", "ssd_scan", "gated_delta"])
+def test_positions_are_never_cut(name: str):
+    assert "l" in RULES[overload(name)].einop.pins
 
 
 def sizes_of(name: str, inputs: tuple) -> dict[str, int]:
@@ -97,9 +103,15 @@ def test_their_flops_are_what_the_reference_spends_in_multiplications(sample: Ca
 
 
 @pytest.mark.parametrize(
-    ("name", "flops"), [("ssd_scan", 6 * 2 * 7 * 4 * 3 * 5), ("selective_scan", 6 * 2 * 4 * 7 * 3)], ids=str
+    ("name", "flops"),
+    [
+        ("ssd_scan", 6 * 2 * 7 * 4 * 3 * 5),  # three multiply-adds a state and token
+        ("selective_scan", 6 * 2 * 4 * 7 * 3),
+        ("gated_delta", 7 * 2 * 7 * 4 * 3 * 5),  # a decay, and multiply-adds to ask, correct and read
+    ],
+    ids=str,
 )
-def test_the_flops_of_a_scan_are_three_multiplications_a_state_and_token(sample: Callable, name: str, flops: int):
+def test_the_flops_of_a_scan_are_those_of_its_recurrence(sample: Callable, name: str, flops: int):
     assert RULES[overload(name)].flops(sizes_of(name, sample(name))) == flops
 
 
@@ -109,6 +121,7 @@ def test_the_flops_of_a_scan_are_three_multiplications_a_state_and_token(sample:
         ("attention", 2 * (4 + 6), 0),
         ("ssd_scan", 0, 4 * 3 * 5),
         ("selective_scan", 0, 4 * 3),
+        ("gated_delta", 0, 4 * 3 * 5),
         ("causal_conv1d", 0, 5 * 3),
     ],
 )

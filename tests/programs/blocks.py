@@ -119,6 +119,23 @@ def mamba2(b: Builder) -> None:
     b.add(b.linear(y, dims(x)[-1]) if b.flip() else y)
 
 
+def delta_rule(b: Builder) -> None:
+    """Queries, keys and values from one projection, decays and betas from another."""
+    x = _sequence(b)
+    if x is None:
+        return
+    n, t, _ = dims(x)
+    g, r, p, s = b.draw((1, 2)), b.draw((1, 2, 3)), b.draw((2, 3)), b.draw((2, 3))
+    q, k, v = _parts(b, x, g * s, g * s, g * r * p)
+    decay, beta = _parts(b, x, g * r, g * r)
+    q, k = (b.reshape(y, n, t, g, s) for y in (q, k))
+    decay = b.call(aten.neg.default, b.call(aten.exp.default, decay))
+    beta = b.call(aten.sigmoid.default, beta)
+    y = b.call(ours.gated_delta.default, q, k, b.reshape(v, n, t, g * r, p), decay, beta, 4)
+    y = b.reshape(y, n, t, g * r * p)
+    b.add(b.linear(y, dims(x)[-1]) if b.flip() else y)
+
+
 def mamba1(b: Builder) -> None:
     x = _sequence(b)
     if x is None:
@@ -167,4 +184,4 @@ def embedding(b: Builder) -> None:
         b.add(b.call(aten.add.Tensor, x, b.call(aten.embedding.default, b.weight(max(t, 4), c), positions)))
 
 
-INGREDIENTS = (attention, mamba2, mamba1, experts, embedding)
+INGREDIENTS = (attention, mamba2, delta_rule, mamba1, experts, embedding)

@@ -225,6 +225,13 @@ def _ssd_scan(op: Any, x: Any, dt: Any, a: Any, b: Any, c: Any, skip: Any, bias:
     return op(*_values([x, dt, a, b, c, skip, bias]), *options), x[1] * head[..., None]
 
 
+def _gated_delta(op: Any, q: Any, k: Any, v: Any, decay: Any, beta: Any, chunk: int) -> Partial:
+    """A channel is there if its head's decay and beta are, and any state of its group."""
+    state = (q[1] * k[1]).amax(-1).repeat_interleave(v[0].shape[2] // q[0].shape[2], 2)
+    head = _both(decay[1], beta[1], state)
+    return op(*_values([q, k, v, decay, beta]), chunk), v[1] * head[..., None]
+
+
 def _selective_scan(
     op: Any, x: Any, dt: Any, a: Any, b: Any, c: Any, skip: Any, z: Any, bias: Any, softplus: bool
 ) -> Partial:
@@ -285,6 +292,7 @@ MEANINGS: dict[Any, Callable] = {
     ours.attention.default: _attention,
     ours.causal_conv1d.default: _causal_conv1d,
     ours.ssd_scan.default: _ssd_scan,
+    ours.gated_delta.default: _gated_delta,
     ours.selective_scan.default: _selective_scan,
     ours.experts.default: _experts,
 }  # fmt: skip
