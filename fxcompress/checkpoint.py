@@ -127,6 +127,7 @@ def _read_config(file: Path) -> Any:
         raise CompressError(f"{file}: the weights are quantised ({method}); compress the unquantised model instead")
     try:
         config = AutoConfig.from_pretrained(file, **_LOCAL)
+        config._name_or_path = str(file.parent)  # as a model loaded from there has it
     except Exception as error:  # a config's validator may raise any exception
         raise CompressError(f"{file} is refused by transformers: {_first_line(error)}") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:

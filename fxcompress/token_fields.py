@@ -23,6 +23,17 @@ def present_config(program: Program) -> dict[str, Any]:
     return values if kept is None else renumber_config(values, new_ids(kept.tolist()))
 
 
+def special_ids(values: Mapping[str, Any]) -> set[int]:
+    """Every token that a config names, those of configs inside it too."""
+    found: set[int] = set()
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= special_ids(value)
+        elif str(name).endswith(_HOLD_IDS):
+            found |= set(_removed(value, {}))
+    return found
+
+
 def renumber_config(values: Mapping[str, Any], new_id: Mapping[int, int]) -> dict[str, Any]:
     """The values of a config with new ids, those of configs inside it too.
 

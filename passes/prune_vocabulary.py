@@ -6,37 +6,42 @@ which is which (``program.numbering["input_ids"]``), and saving rewrites the tok
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fxcompress.axes import AxisMap, Group
 from fxcompress.axis import Axis, leaves
+from fxcompress.checkpoint import read_tokenizer
 from fxcompress.errors import CompressError
 from fxcompress.pipeline import Pass, Row
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.score import Statistics
-from fxcompress.token_fields import present_config, renumber_config
+from fxcompress.token_fields import present_config, renumber_config, special_ids
 from fxcompress.vocabulary import closed, new_ids, used_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneVocabulary(Pass):
-    """Keep the tokens of the given ids, all others go.
+    """Keep some tokens, all others go.
 
-    tokens: ids in the model's own numbering; they must hold every special token of the config (bos, eos, pad, ...), and
-    for a tokenizer to work with them they must be closed: ``PruneVocabulary.used_by`` takes care of both.
+    tokens: the ids that stay, in the model's own numbering. They must hold every special token of the config (bos, eos,
+    pad, ...), and for a tokenizer to work with them they must be closed: ``PruneVocabulary.used_by`` takes care of it.
+    corpus: or a text file (UTF-8), whose tokens stay with all that the tokenizer beside the model needs to give them.
     """
 
     tokens: tuple[int, ...] = ()
+    corpus: str | None = None
 
     def __post_init__(self) -> None:
         kept = tuple(sorted({int(token) for token in self.tokens}))
-        if not kept or kept[0] < 0:
-            raise CompressError("PruneVocabulary needs tokens=, the ids of the tokens that stay, none below 0")
+        if bool(kept) == (self.corpus is not None) or (kept and kept[0] < 0):
+            raise CompressError("PruneVocabulary needs tokens=, ids of which none is below 0, or corpus=, a text file")
         object.__setattr__(self, "tokens", kept)
 
     @classmethod
@@ -45,16 +50,29 @@ class PruneVocabulary(Pass):
         from, the alphabet and the special tokens."""
         return cls(tokens=tuple(closed(tokenizer, used_tokens(tokenizer, texts))))
 
+    def kept(self, program: Program) -> tuple[int, ...]:
+        """The ids that stay, ascending."""
+        if self.corpus is None:
+            return self.tokens
+        folder = getattr(program.origin.config, "_name_or_path", None)
+        if not folder or not Path(folder).is_dir() or program.numbering:
+            raise CompressError(
+                "PruneVocabulary: corpus= needs the tokenizer that lies beside a model loaded from a directory;"
+                " pass PruneVocabulary.used_by(tokenizer, texts) instead"
+            )
+        special = special_ids(present_config(program))
+        return tuple(sorted({*_tokens_of(folder, self.corpus), *special}))
+
     def check(self, program: Program) -> None:
-        size = self._groups(program)[0].size
-        if self.tokens[-1] >= size:
-            raise CompressError(f"PruneVocabulary: token {self.tokens[-1]} is none of the {size} of this model")
+        kept, size = self.kept(program), self._groups(program)[0].size
+        if kept[-1] >= size:
+            raise CompressError(f"PruneVocabulary: token {kept[-1]} is none of the {size} of this model")
         if program.origin.config is not None:
-            renumber_config(present_config(program), new_ids(self.tokens))
+            renumber_config(present_config(program), new_ids(kept))
 
     def decide(self, program: Program, statistics: Statistics) -> tuple[Step, list[Row]]:
         groups = self._groups(program)
-        kept = torch.tensor(self.tokens)
+        kept = torch.tensor(self.kept(program))
         gone = groups[0].size - len(kept)
         rows = [Row(g.key, "vocabulary", g.size, gone, gone) for g in groups]
         return Step(self.name, {g.key: kept for g in groups} if gone else {}), rows
@@ -75,6 +93,17 @@ class PruneVocabulary(Pass):
     def _is_head(group: Group, embedding: Group, program: Program) -> bool:
         """Logits of a language model are over the tokens that it takes; what other outputs mean is not known."""
         return program.origin.config is not None and group.size == embedding.size and group.axis in logits_axes(program)
+
+
+@functools.lru_cache(4)
+def _tokens_of(folder: str, corpus: str) -> list[int]:
+    """What the tokenizer in a folder needs to encode a text file as before."""
+    try:
+        text = Path(corpus).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CompressError(f"PruneVocabulary: the corpus {corpus} cannot be read: {error}") from error
+    tokenizer = read_tokenizer(Path(folder))
+    return closed(tokenizer, used_tokens(tokenizer, text.splitlines(keepends=True)))
 
 
 def logits_axes(program: Program) -> set[Axis]:

@@ -7,9 +7,11 @@ import json
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
 import fxcompress
 from fxcompress import CompressError
+from fxcompress.cli import app
 from fxcompress.passes import PruneFFN, PruneVocabulary
 from tests import models
 from tests.vocabularies import TEXTS as CORPUS
@@ -60,10 +62,15 @@ def test_what_cannot_be_a_vocabulary_is_refused(name, tokens, said):
     assert said in str(refusal.value)
 
 
-@pytest.mark.parametrize("tokens", [(), (-1, 2)])
-def test_no_tokens_or_strange_ones_are_refused_when_the_pass_is_made(tokens):
+@pytest.mark.parametrize("options", [{}, {"tokens": (-1, 2)}, {"tokens": (1,), "corpus": "text.txt"}])
+def test_no_tokens_or_strange_ones_are_refused_when_the_pass_is_made(options):
     with pytest.raises(CompressError, match="needs tokens="):
-        PruneVocabulary(tokens=tokens)
+        PruneVocabulary(**options)
+
+
+def test_a_corpus_needs_the_tokenizer_beside_the_model():
+    with pytest.raises(CompressError, match="the tokenizer that lies beside a model"):
+        fxcompress.apply(models.captured("llama"), [PruneVocabulary(corpus="text.txt")])
 
 
 def test_other_passes_do_not_cut_a_border():
@@ -118,3 +125,15 @@ def test_a_saved_result_cut_again_is_saved_with_its_tokenizer_cut_again(tmp_path
     ids = last(CORPUS[0])["input_ids"]
     assert [p.tokens[q.tokens[i]] for i in ids] == tokenizer(CORPUS[0])["input_ids"]
     assert len(last) == len(q.tokens)
+
+
+def test_from_the_shell_a_corpus_says_which_tokens_stay(tmp_path, checkpoint):
+    (tmp_path / "text.txt").write_text(CORPUS[0] + "\n")
+    p = f"PruneVocabulary(corpus='{tmp_path / 'text.txt'}')"
+    result = CliRunner().invoke(app, ["compress", str(checkpoint), "-o", str(tmp_path / "out"), "--pass", p])
+    assert result.exit_code == 0, result.output
+    tokenizer, new = AutoTokenizer.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert len(new) < len(tokenizer)
+    assert new.convert_ids_to_tokens(new(CORPUS[0])["input_ids"]) == tokenizer.convert_ids_to_tokens(
+        tokenizer(CORPUS[0])["input_ids"]
+    )
