@@ -111,6 +111,11 @@ class AxisMap:
             for used in node.all_input_nodes:
                 for dim in self._all_dims(used):
                     equations.border(dim, "it is a dim of the model's output")
+                values = self.values.get(used)
+                if isinstance(values, Input):
+                    values.computed = values.computed or "the model's output"
+                elif isinstance(values, tuple):
+                    equations.border(values, "its addresses are an output of the model")
         elif node.op == "call_function" and any(True for _ in graph.tensors(value)):
             self._call(node, value, equations)
 
@@ -193,7 +198,9 @@ class AxisMap:
             shared = {axis for other in context for axis in leaves(other)}
             for axis in set(leaves(dim)) & found.keys():
                 found[axis] = {a: None for a in found[axis] if a in shared}
-        return {axis: tuple(a for a in outer if a not in unequal) for axis, outer in found.items()}
+        for axis in found:  # of two that could differ along one another, the first may not
+            found[axis] = {a: None for a in found[axis] if a not in unequal and axis not in found.get(a, ())}
+        return {axis: tuple(outer) for axis, outer in found.items()}
 
     def _tensors_at(self, node: fx.Node) -> list[Dims]:
         """The tensors that meet at a node: its operands and what it returns."""
@@ -252,7 +259,7 @@ def pointwise(call: Call) -> Dims:
 def values_of(call: Call, dims: Any) -> Any:
     """What the output's values point into: said by the rule, or what they pointed into before they were moved."""
     sources = call.pointing()
-    if call.points is not None or len(sources) != 1:
+    if call.points is not None or len(sources) != 1 or set(call.operands()) - set(sources):
         return call.points
     if call.node.target not in RULES or not RULES[call.node.target].moves:
         return None
@@ -296,6 +303,12 @@ def _prefixes(dim: Dim, before: tuple[Axis, ...] = ()) -> Iterator[tuple[Axis, t
         else:
             yield axis, before
             before = (*before, axis)
+
+
+def _first(axis: Axis, other: Axis, found: dict[Axis, dict[Axis, None]]) -> bool:
+    """Of two axes that could differ along one another, is this the first? Then it may not."""
+    order = list(found)
+    return axis in found.get(other, ()) and order.index(axis) < order.index(other)
 
 
 def _occurrences(dims: Dims, after: bool = False) -> Iterator[tuple[Axis, tuple[Axis, ...], tuple[Axis, ...]]]:

@@ -5,12 +5,13 @@ embedding.weight[0] kept 3 7 9:    token 7 of the original is token 1 of the res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fxcompress.axes import AxisMap
+from fxcompress.errors import CompressError
 from fxcompress.keep import Keep, is_cut, kept_indices
 
 
@@ -28,6 +29,16 @@ class Border:
     def renumbered(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """For the rewritten program: values that address kept indices, in the new numbering."""
         return [self._map(name, value, _positions) for name, value in self._named(inputs)]
+
+    def batch(self, batch: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+        """Named inputs in the new numbering. Raises CompressError where they use what was removed."""
+        out = {}
+        for name, value in batch.items():
+            out[name] = self._map(name, value, _positions)
+            gone = value[out[name] < 0]
+            if out[name] is not value and gone.numel():
+                raise CompressError(f"the calibration has {name} {int(gone[0])}, which {what} removed; keep it")
+        return out
 
     def outputs(self, outputs: Sequence[Tensor | None]) -> list[Tensor | None]:
         """What the rewritten program should give: the kept indices of each dim of the outputs."""
@@ -56,7 +67,8 @@ class Border:
 
 
 def _positions(kept: Tensor, values: Tensor) -> Tensor:
-    """Where among the kept indices each value stands; every value must be one of them."""
-    where = torch.full((int(kept.max()) + 1,), -1, device=kept.device)
+    """Where among the kept indices each value stands; -1 for one that is not among them."""
+    last = max(int(kept.max()), int(values.max()) if values.numel() else 0)
+    where = torch.full((last + 1,), -1, device=kept.device)
     where[kept] = torch.arange(len(kept), device=kept.device)
     return where[values]

@@ -15,6 +15,7 @@ from torch import fx
 
 from fxcompress import graph
 from fxcompress.errors import CaptureError
+from fxcompress.rule import bind
 
 aten = torch.ops.aten
 
@@ -51,14 +52,26 @@ def _replace(node: fx.Node) -> None:
             f"{where} changes {written.name} in place ({node.target}), which shares its memory with another value;"
             " write it without the in-place operation"
         )
-    value = _functional(node)
+    value = result = _functional(node)
     for view in slices:
         with node.graph.inserting_after(value):
             whole = view.args[0]
-            value = _call(node, aten.slice_scatter.default, (whole, value, *view.args[1:]), whole)
+            value = _call(node, aten.slice_scatter.default, (whole, value, *_bounds(view)), whole)
+    if slices:  # what the call returns shares its memory with the new value
+        again = value
+        for view in reversed(slices):
+            with node.graph.inserting_after(again):
+                again = _call(node, aten.slice.Tensor, (again, *_bounds(view)), view)
+        result.replace_all_uses_with(again, delete_user_cb=lambda user: position.get(user, -1) > position[node])
     for user in list(base.users):
         if position.get(user, -1) > position[node]:
             user.replace_input_with(base, value)
+
+
+def _bounds(view: fx.Node) -> tuple:
+    """A slice's dim, start, end and step."""
+    args = bind(view)
+    return tuple(args[name] for name in ("dim", "start", "end", "step"))
 
 
 def _slices(written: fx.Node) -> list[fx.Node]:
@@ -111,4 +124,6 @@ def _is_view(node: fx.Node) -> bool:
     """Does the output share memory with an input? Said by the op's schema; an item of a list shares the list's."""
     if node.target is operator.getitem:
         return _is_view(node.args[0])
+    if node.target is aten.dropout.default and not node.args[2]:  # out of training it returns what it is given
+        return True
     return isinstance(node.target, torch._ops.OpOverload) and any(r.alias_info for r in node.target._schema.returns)

@@ -39,6 +39,7 @@ def kept_before(dim: Dim, position: int, keep: Keep) -> int:
     if not is_cut(dim, keep):
         return position
     outer, *inner = factors(dim)
+    assert outer.kind == "sum" or position in (0, size(dim)), "a cut between parts"
     steps, before = position // size(inner), 0  # type: ignore[operator]
     for part in outer.parts if outer.kind == "sum" else [(outer,)]:
         taken = min(steps, size(part))
@@ -49,11 +50,14 @@ def kept_before(dim: Dim, position: int, keep: Keep) -> int:
 
 def select(tensor: Tensor, dims: Dims, keep: Keep, outer: Outer) -> Tensor:
     """The kept indices of every dim of a tensor."""
-    across = [i for i, dim in enumerate(dims) if _outside(dim, keep, outer)]
-    for i in across:  # first, while the other dims still have all the indices that the choice depends on
+    depends = {i: outside for i, dim in enumerate(dims) if (outside := _outside(dim, keep, outer))}
+    while depends:  # first, while the dims that a choice depends on still have all of their indices
+        read = {axis for outside in depends.values() for axis in outside}
+        i = next((i for i in depends if not read & set(leaves(dims[i]))), next(iter(depends)))
         tensor = tensor.take_along_dim(_table(tensor, dims, i, keep, outer).to(tensor.device), i)
+        del depends[i]
     for i, dim in enumerate(dims):
-        if is_cut(dim, keep) and i not in across:
+        if is_cut(dim, keep) and not _outside(dim, keep, outer):
             tensor = tensor.index_select(i, kept_indices(dim, keep, outer).to(tensor.device))
     return tensor
 

@@ -62,11 +62,12 @@ class MeanSquares(fx.Interpreter):
 
 
 def consumers(axes: AxisMap, group: Group) -> list[tuple[fx.Node, int]]:
-    """The activations that projections and scans contract over a group's axis: (operand, dim)."""
+    """The activations that projections and scans contract over a group's axis and those outside it: (operand, dim)."""
     found: dict[tuple[fx.Node, int], None] = {}
     for reductions in axes.reductions.values():
         for r in reductions:
-            if r.neutral == 0.0 and r.operand.op != "get_attr" and group.axis in leaves(axes.dims[r.operand][r.dim]):
+            here = set(leaves(axes.dims[r.operand][r.dim]))
+            if r.neutral == 0.0 and r.operand.op != "get_attr" and {group.axis, *axes.outer[group.axis]} <= here:
                 found[r.operand, r.dim] = None
     return list(found)
 

@@ -16,11 +16,13 @@ import torch
 from torch import fx
 
 from fxcompress import observe, verify
+from fxcompress.axes import AxisMap
+from fxcompress.border import Border
 from fxcompress.cost import Cost, Figures
 from fxcompress.errors import CompressError
 from fxcompress.plan import Step
 from fxcompress.program import Program
-from fxcompress.rewrite import rewrite
+from fxcompress.rewrite import keep_by_axis, rewrite
 from fxcompress.score import Statistics
 
 Kind = Literal["structure", "weights", "runtime"]
@@ -101,7 +103,10 @@ class Pipeline:
     def run(self, program: Program, calibration: Any = None) -> Program:
         batches = None if calibration is None else observe.batches_of(calibration)
         for p in self.passes:
-            program = self._run_pass(p, program, batches)
+            before, program = program, self._run_pass(p, program, batches)
+            if batches is not None:  # their token ids are in the numbering of the original
+                border = Border(before.get(AxisMap), keep_by_axis(before.get(AxisMap), self.records[-1].step.keep))
+                batches = [border.batch(batch, p.name) for batch in batches]
         return program
 
     def _run_pass(self, p: Pass, program: Program, batches: list | None) -> Program:

@@ -113,8 +113,13 @@ def collapse(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any], int]
     return list(out.values())
 
 
+def short(value: Any) -> str:
+    """An option as text; of a long list of ids, how many there are."""
+    return f"<{len(value)} values>" if isinstance(value, list) and len(value) > 12 else repr(value)
+
+
 def _pass_table(entry: Mapping[str, Any]) -> Group:
-    options = ", ".join(f"{k}={v!r}" for k, v in entry["options"].items())
+    options = ", ".join(f"{k}={short(v)}" for k, v in entry["options"].items())
     table = Table(title=f"{entry['name']}({options})", title_justify="left")
     for name in ("group", "role", "of", "asked", "got", "step", "why not"):
         table.add_column(name, justify="left" if name in ("group", "role", "why not") else "right", overflow="fold")

@@ -53,7 +53,7 @@ def cut(program: Program, axes: AxisMap, keep: Keep) -> None:
     for node, dims in axes.dims.items():
         rule = RULES.get(node.target)
         if rule is not None and rule.resize is not None and _touches(node, axes, keep):
-            sizing = Sizing(bind(node), dims, axes.dims, keep)
+            sizing = Sizing(bind(node), dims, axes.dims, keep, axes.outer)
             for argument, value in rule.resize(sizing).items():
                 _set_argument(node, argument, value)
 

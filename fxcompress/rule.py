@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, fx
 
 from fxcompress.address import Input, Values
-from fxcompress.axis import Axis, Dim, Dims, Equations, Size
+from fxcompress.axis import Axis, Dim, Dims, Equations, Size, size
 from fxcompress.einop import Einop
-from fxcompress.keep import Keep, is_cut, kept_before, kept_indices, kept_size
+from fxcompress.keep import Keep, Outer, is_cut, kept_before, kept_indices, kept_size
 
 AVERAGE = "average"  # a reduction that divides by the number of indices: over those that are kept
 
@@ -118,6 +118,9 @@ class Call:
             into.addressed.append(dim)
         elif into is None:
             self.pin(dim, "it is addressed by data")
+        elif size(into) != size(dim):  # type: ignore[arg-type]
+            self.pin(dim, "it is addressed by positions on a dim of another size")
+            self.pin(into, "its positions address a dim of another size")  # type: ignore[arg-type]
         else:
             self.tie(into, dim)  # type: ignore[arg-type]
 
@@ -138,6 +141,7 @@ class Sizing:
     out: Any  # dims of the output, a list of them where there are several
     env: Mapping[fx.Node, Any]
     keep: Keep
+    outer: Outer
 
     def dims(self, operand: Any) -> Dims:
         return self.env[self.args[operand] if isinstance(operand, str) else operand]
@@ -151,7 +155,7 @@ class Sizing:
 
     def kept(self, dim: Dim) -> list[int]:
         """The kept indices of a dim whose choice depends on no other dim."""
-        return kept_indices(dim, self.keep, {}).tolist()
+        return kept_indices(dim, self.keep, self.outer).tolist()
 
     def before(self, dim: Dim, position: int) -> int:
         """How many kept indices of the dim lie before an old position."""

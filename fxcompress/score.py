@@ -59,11 +59,8 @@ def magnitude(program: Program, group: Group) -> Tensor:
 def activation(program: Program, group: Group, statistics: Statistics) -> Tensor:
     """Mean square of each index over the activations that are contracted over the axis."""
     axes = program.get(AxisMap)
-    found = consumers(axes, group)
-    if not found:
-        raise CompressError(f"{group.key}: no activation is contracted over this axis; score it by 'magnitude'")
     total = torch.zeros(group.sizes, dtype=torch.float64)
-    for node, dim in found:
+    for node, dim in consumers(axes, group):
         values = statistics[node.name, dim].double().cpu()
         total += by_index(values, (axes.dims[node][dim],), axes, group)
     return total

@@ -17,10 +17,20 @@ _HOLD_IDS = ("_token_id", "_token_ids", "_token_index")
 _SUPPRESS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias")
 
 
-def present_config(program: Program) -> dict[str, Any]:
+def present_config(program: Program) -> dict[str, Any] | None:
     """The values of the config that a program was captured with, its token ids as the program numbers them now."""
-    values, kept = program.origin.config.to_dict(), program.numbering.get("input_ids")
-    return values if kept is None else renumber_config(values, new_ids(kept.tolist()))
+    return _present(program.origin.config, program)
+
+
+def present_generation_config(program: Program) -> dict[str, Any] | None:
+    return _present(program.origin.generation_config, program)
+
+
+def _present(config: Any, program: Program) -> dict[str, Any] | None:
+    kept = program.numbering.get("input_ids")
+    if config is None or kept is None:
+        return config and config.to_dict()
+    return renumber_config(config.to_dict(), new_ids(kept.tolist()))
 
 
 def special_ids(values: Mapping[str, Any]) -> set[int]:

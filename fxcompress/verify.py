@@ -21,7 +21,7 @@ from fxcompress.axis import size
 from fxcompress.border import Border
 from fxcompress.errors import ProofError
 from fxcompress.keep import kept_size
-from fxcompress.masked import MaskedRun
+from fxcompress.masked import MaskedRun, sizes_at_run_time
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.rewrite import keep_by_axis, rewrite
@@ -152,6 +152,8 @@ def difference(x: tuple | list, y: tuple | list) -> float:
     for a, b in zip(graph.tensors(list(x)), graph.tensors(list(y)), strict=True):
         if a.shape != b.shape or not torch.isfinite(b).all():
             return math.inf
+        if not a.is_floating_point() and not torch.equal(a, b):
+            return math.inf
         if a.is_floating_point() and a.numel():
             scale = a.abs().max().clamp(min=torch.finfo(a.dtype).tiny)
             worst = max(worst, float((a - b).abs().max() / scale))
@@ -194,8 +196,8 @@ def _concrete(shape: tuple, program: Program, batch: int, length: int) -> list[i
 def _expected_shapes(program: Program, inputs: list[Tensor]) -> list[tuple[int, ...]]:
     output = next(node for node in program.graph.nodes if node.op == "output")
     fakes = [node.meta["val"] for node in output.args[0] if node is not None]
-    sizes = list(inputs[0].shape[:2])
-    return [tuple(_concrete(fake.shape, program, *sizes)) for fake in fakes]
+    values = sizes_at_run_time(program, inputs)
+    return [tuple(n if isinstance(n, int) else int(n.node.expr.subs(values)) for n in fake.shape) for fake in fakes]
 
 
 def _vocabulary(program: Program, node: torch.fx.Node) -> int:

@@ -86,6 +86,9 @@ class PruneAxes(Pass):
 
     def check(self, program: Program) -> None:
         groups = self.selected(program)
+        blind = [g for g in groups if self.score == "activation" and not consumers(program.get(AxisMap), g)]
+        if blind:
+            raise CompressError(f"{blind[0].key}: no activation is contracted over this axis; score it by 'magnitude'")
         if self.scope == "layer":
             self._check_needs(program.get(AxisMap), {g: self.amount.kept(g.sizes, g.key) for g in groups})
 
@@ -165,4 +168,4 @@ class PruneAxes(Pass):
 def _is_under(name: str, pattern: str) -> bool:
     """Does the glob match the module of a tensor, or a module around it?"""
     parts = name.split(".")
-    return any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts)))
+    return any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(len(parts)))

@@ -22,7 +22,7 @@ from fxcompress.pipeline import Pass, Row
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.score import Statistics
-from fxcompress.token_fields import present_config, renumber_config, special_ids
+from fxcompress.token_fields import present_config, present_generation_config, renumber_config, special_ids
 from fxcompress.vocabulary import closed, new_ids, used_tokens
 
 
@@ -60,15 +60,21 @@ class PruneVocabulary(Pass):
                 "PruneVocabulary: corpus= needs the tokenizer that lies beside a model loaded from a directory;"
                 " pass PruneVocabulary.used_by(tokenizer, texts) instead"
             )
-        special = special_ids(present_config(program))
+        special = {token for values in self._configs(program) for token in special_ids(values)}
         return tuple(sorted({*_tokens_of(folder, self.corpus), *special}))
+
+    @staticmethod
+    def _configs(program: Program) -> list[dict[str, Any]]:
+        """What names tokens beside the graph."""
+        configs = [present_config(program), present_generation_config(program)]
+        return [values for values in configs if values is not None]
 
     def check(self, program: Program) -> None:
         kept, size = self.kept(program), self._groups(program)[0].size
         if kept[-1] >= size:
             raise CompressError(f"PruneVocabulary: token {kept[-1]} is none of the {size} of this model")
-        if program.origin.config is not None:
-            renumber_config(present_config(program), new_ids(kept))
+        for values in self._configs(program):
+            renumber_config(values, new_ids(kept))
 
     def decide(self, program: Program, statistics: Statistics) -> tuple[Step, list[Row]]:
         groups = self._groups(program)
@@ -84,6 +90,11 @@ class PruneVocabulary(Pass):
         for group in found:
             if not group.border:
                 raise CompressError(f"PruneVocabulary: {group.key} is pinned, {group.pinned[0]}")
+        if len(found) > 1:
+            raise CompressError(
+                f"PruneVocabulary: {found[0].key} and {found[1].key} are addressed by different inputs, or in parts:"
+                " which of them the tokens are is not said"
+            )
         if not found:
             raise CompressError("PruneVocabulary: no embedding in this model is addressed by the values of an input")
         heads = [g for g in axes.groups if g.border and g not in found and self._is_head(g, found[0], program)]

@@ -55,7 +55,7 @@ class RemoveLayers(Pass):
         chosen = list(dict.fromkeys(path for layer in self.layers for path in self._resolve(layer, stack)))
         if self.part is not None:
             chosen = [self._part(program, path) for path in chosen]
-        if len(chosen) == len(stack) and self.part is None:
+        if set(chosen) >= set(stack):
             raise CompressError(f"RemoveLayers would remove all {len(stack)} layers")
         for path in chosen:
             blocks.read_block(program, path)

@@ -214,3 +214,54 @@ def test_the_dims_of_every_node_have_the_sizes_of_its_value(name):
     for node, dims in program.get(AxisMap).dims.items():
         if isinstance(dims, tuple) and isinstance(node.meta.get("val"), torch.Tensor):
             assert tuple(map(size, dims)) == shape_of(node.meta["val"]), node.format_node()
+
+
+class Ranked(nn.Module):
+    """Rows of a table for the best of a router, with what ``change`` makes of their numbers."""
+
+    def __init__(self, change, rows: int = 8) -> None:
+        super().__init__()
+        self.router, self.table, self.change = nn.Linear(6, 8), nn.Embedding(rows, 5), change
+
+    def forward(self, x):
+        return self.change(self.table, self.router(x).topk(2, -1).indices)
+
+
+def router(change, rows: int = 8):
+    axes = capture(Ranked(change, rows).eval(), torch.randn(3, 6)).get(AxisMap)
+    return axes["router.weight[0]"], axes
+
+
+def test_a_table_that_the_best_are_looked_up_in_shares_the_axis_of_the_router():
+    group, _ = router(lambda table, index: table(index).sum(1))
+    assert not group.pinned
+    assert "table.weight[0]" in map(str, group.slots)
+
+
+@pytest.mark.parametrize(
+    ("change", "rows", "why"),
+    [
+        (lambda table, index: (table(index).sum(1), index), 8, "an output of the model"),
+        (lambda table, index: table((index + 1) % 8).sum(1), 8, "computed with"),
+        (lambda table, index: table(torch.cat([index, torch.ones_like(index)], 1)).sum(1), 8, "computed with"),
+        (lambda table, index: table(nn.functional.pad(index, (1, 0))).sum(1), 8, "computed with"),
+        (lambda table, index: table(index).sum(1), 16, "another size"),
+    ],
+)
+def test_addresses_that_do_not_follow_a_cut_pin_what_they_address(change, rows, why):
+    group, _ = router(change, rows)
+    assert any(why in reason for reason in group.pinned), group.pinned
+
+
+def test_two_axes_do_not_differ_along_one_another():
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inp, self.w, self.out = nn.Linear(4, 5), nn.Parameter(torch.randn(5, 6, 7)), nn.Linear(1, 3)
+
+        def forward(self, x):
+            return self.out((self.inp(x)[:, :, None, None] * self.w).sum((1, 2, 3))[:, None])
+
+    axes = capture(Table().eval(), torch.randn(2, 4)).get(AxisMap)
+    for group in axes.groups:
+        assert all(group.axis not in axes.outer.get(a, ()) for a in axes.outer[group.axis])

@@ -283,3 +283,32 @@ def test_a_graph_that_computes_something_else_than_the_model_is_refused(monkeypa
     monkeypatch.setattr(replacements.kernels, "attention", lambda q, k, v, mask, scale, causal, *rest: q * scale)
     with pytest.raises(CaptureError, match="something else than the model"):
         fxcompress.apply(models.tiny("llama"), [PruneEmbedding(ratio=0.25)])
+
+
+WRITES = [
+    lambda h: (h[:, :3].mul_(2).mul_(3), h)[1],
+    lambda h: (h[:, 1::2].add_(2), h)[1],
+]
+
+
+@pytest.mark.parametrize("write", WRITES)
+@torch.no_grad()
+def test_what_a_write_returns_shares_its_memory(write):
+    class Writes(Mutating):
+        def forward(self, x):
+            return write(self.linear(x)) * 1
+
+    model, x = Writes(None).eval(), torch.randn(3, 4)
+    torch.testing.assert_close(capture(model, x)(x), model(x))
+
+
+def test_what_a_write_returns_is_not_read_after_another_write():
+    class Writes(Mutating):
+        def forward(self, x):
+            h = self.linear(x)
+            first = h[:, :3].add_(1)
+            h.mul_(2)
+            return first
+
+    with pytest.raises(CaptureError, match="shares its memory"):
+        capture(Writes(None).eval(), torch.randn(3, 4))

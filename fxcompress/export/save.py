@@ -141,8 +141,8 @@ def _tokenizer_of(program: Program, source: str | Path | None) -> _Tokenizer | N
     numbering = program.numbering.get("input_ids")
     if numbering is None:
         return _Tokenizer(folder, None)
-    earlier = _numbering_there(folder)
-    kept = [earlier.index(i) for i in numbering.tolist()] if earlier else numbering.tolist()
+    place = {original: i for i, original in enumerate(_numbering_there(folder))}
+    kept = [place[i] for i in numbering.tolist()] if place else numbering.tolist()
     known = any((folder / name).is_file() for name in _TOKENIZER_FILES)
     return _Tokenizer(folder, kept) if known else None
 

@@ -21,8 +21,7 @@ from fxcompress.export.config import NotExpressible, find_configs
 from fxcompress.export.constants import differing_constants
 from fxcompress.plan import Step
 from fxcompress.program import Program
-from fxcompress.token_fields import present_config, renumber_config
-from fxcompress.vocabulary import new_ids
+from fxcompress.token_fields import present_config, present_generation_config
 
 
 def to_transformers(program: Program, steps: Iterable[Step]) -> Any:
@@ -68,10 +67,8 @@ def _build(program: Program, config: Any, weights: dict[str, Tensor]) -> Any:
 
 
 def _generation_config(program: Program) -> Any:
-    given, kept = program.origin.generation_config, program.numbering.get("input_ids")
-    if given is None or kept is None:
-        return given
-    return type(given).from_dict(renumber_config(given.to_dict(), new_ids(kept.tolist())))
+    given, values = program.origin.generation_config, present_generation_config(program)
+    return given if values is None else type(given).from_dict(values)
 
 
 def _why_not(program: Program, model: Any) -> str:
@@ -133,8 +130,10 @@ def renumbering(program: Program, steps: Iterable[Step]) -> dict[str, str]:
     removed = [path for step in steps for path in step.remove]
     out = {}
     for name in dict.fromkeys([*program.names, *program.used_names()]):
-        if not any(name.startswith(path + ".") for path in removed):
-            out[name] = renumbered(name, removed)
+        aliases = program.names.get(name, (name,))  # a shared tensor stays while one of its owners does
+        left = [a for a in aliases if not any(a.startswith(path + ".") for path in removed)]
+        if left:
+            out[name] = renumbered(left[0], removed)
     return out
 
 

@@ -21,6 +21,7 @@ def constant(call: Call) -> Dims:
 
 @rule(aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default)
 def like(call: Call) -> Dims:
+    call.addressing.add(call.args["self"])  # its values are not read
     return call.dims("self")
 
 

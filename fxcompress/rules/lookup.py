@@ -13,8 +13,10 @@ aten = torch.ops.aten
 def _resize_padding(s: Sizing) -> dict[str, int]:
     """The row that takes no gradient is counted among those that stay; when it went, no row is."""
     at = s.args["padding_idx"]
+    if at < 0:
+        return {}
     kept = s.kept(s.dims("weight")[0])
-    return {} if at < 0 else {"padding_idx": kept.index(at) if at in kept else -1}
+    return {"padding_idx": kept.index(at) if at in kept else -1}
 
 
 einop(aten.embedding.default, "v d, ... -> ... d", addresses={"indices": "v"}, resize=_resize_padding)

@@ -22,7 +22,8 @@ def _resize_shape(name: str) -> Any:
 
 def _resize_reshape(s: Sizing) -> dict[str, Any]:
     """A dim that mixes sizes known now and at run time is what remains: its size is an expression over both."""
-    return {"shape": [-1 if _is_mixed(d) else n for n, d in zip(s.sizes(s.args["shape"], s.out), s.out, strict=True)]}
+    sizes = zip(s.sizes(s.args["shape"], s.out), s.out, strict=True)
+    return {"shape": [-1 if _is_mixed(dim) and is_cut(dim, s.keep) else n for n, dim in sizes]}
 
 
 def _is_mixed(dim: Dim) -> bool:
@@ -188,7 +189,7 @@ def _resize_slice(s: Sizing) -> dict[str, Any]:
 
 def _position(value: Any, total: int, default: int) -> int:
     value = default if value is None else value
-    return min(value + total if value < 0 else value, total)
+    return max(0, min(value + total if value < 0 else value, total))
 
 
 @moves(aten.slice.Tensor, resize=_resize_slice)
@@ -271,7 +272,7 @@ def repeat(call: Call) -> Dims:
     return tuple(out)
 
 
-@moves(aten.pad.default)
+@rule(aten.pad.default)
 def pad(call: Call) -> Dims:
     dims, fresh, widths = list(call.dims("self")), call.fresh(), call.arg("pad")
     for i in range(len(widths) // 2):
@@ -288,4 +289,5 @@ def reorder(call: Call) -> Dims:
     dims = call.dims("self")
     for along in call.arg("dims") or range(len(dims)):
         call.pin(dims[along], "indices change their places by position")
+        call.mix(dims[along])
     return dims

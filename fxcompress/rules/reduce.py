@@ -54,7 +54,9 @@ def softmax(call: Call) -> Dims:
 @rule(aten.cumsum.default)
 def cumsum(call: Call) -> Dims:
     dims = call.dims("self")
-    call.pin(dims[call.arg("dim")], "its values are accumulated in order")
+    along = dims[call.arg("dim")]
+    call.pin(along, "its values are accumulated in order")
+    call.mix(along)
     return dims
 
 

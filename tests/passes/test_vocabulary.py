@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -137,3 +138,47 @@ def test_from_the_shell_a_corpus_says_which_tokens_stay(tmp_path, checkpoint):
     assert new.convert_ids_to_tokens(new(CORPUS[0])["input_ids"]) == tokenizer.convert_ids_to_tokens(
         tokenizer(CORPUS[0])["input_ids"]
     )
+
+
+def test_calibration_keeps_the_ids_that_it_was_given():
+    """A pass after the vocabulary's scores the same activations as one before it."""
+    ids = torch.tensor(KEPT)[torch.randint(0, len(KEPT), (4, 9), generator=torch.Generator().manual_seed(1))]
+    tokens, neurons = PruneVocabulary(tokens=KEPT), PruneFFN(size=50, score="activation")
+    one = fxcompress.apply(models.captured("llama"), [tokens, neurons], calibration=ids)
+    other = fxcompress.apply(models.captured("llama"), [neurons, tokens], calibration=ids)
+    assert {k: v.tolist() for k, v in one.steps[1].keep.items()} == {
+        k: v.tolist() for k, v in other.steps[0].keep.items()
+    }
+
+
+def test_calibration_on_removed_tokens_is_refused_by_name():
+    with pytest.raises(CompressError, match="the calibration has input_ids 3, which PruneVocabulary removed"):
+        fxcompress.apply(
+            models.captured("llama"),
+            [PruneVocabulary(tokens=KEPT), PruneFFN(size=50, score="activation")],
+            calibration=torch.full((2, 5), 3),
+        )
+
+
+class TwoTables(nn.Module):
+    """Users and items, each with a table of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users, self.items = nn.Embedding(50, 6), nn.Embedding(30, 6)
+
+    def forward(self, user, item):
+        return (self.users(user) * self.items(item)).sum(-1)
+
+
+def test_tables_that_different_inputs_address_are_not_cut_by_one_list_of_ids():
+    inputs = (torch.zeros(2, 4, dtype=torch.long), torch.zeros(2, 4, dtype=torch.long))
+    with pytest.raises(CompressError, match="are addressed by different inputs"):
+        fxcompress.apply(TwoTables().eval(), [PruneVocabulary(tokens=(1, 2))], example_inputs=inputs)
+
+
+def test_a_token_that_generation_needs_is_not_left_out():
+    model = models.tiny("llama")
+    model.generation_config.eos_token_id = [2, 40]
+    with pytest.raises(CompressError, match="the token 40 is left out"):
+        fxcompress.apply(model, [PruneVocabulary(tokens=KEPT)])
