@@ -3,7 +3,7 @@
 Read off the graph. Either walking back from a module's output along additions leads to a value from outside the module,
 as with a whole layer: the other operands of those additions are its *branches*, and zero is their neutral element. Or
 all that becomes of its output is a branch of one addition outside, as with the attention or the feed-forward network
-of a layer.
+of a layer. Or it gives the stream and its last branch, and whoever comes next adds them up.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from fxcompress.rule import RULES, shape_of
 
 aten = torch.ops.aten
 
-_SAME_VALUES = {aten.to.dtype, aten._to_copy.default, aten.reshape.default}
 _NORMS = {aten.mean.dim, aten.layer_norm.default, aten.rms_norm.default}
 
 
@@ -43,6 +42,8 @@ def read_block(program: Program, path: str) -> Block:
         raise CompressError(f"no module {path!r} in the graph; `fxcompress inspect` lists the blocks of a model")
     used = [node for node in inside if any(user not in inside for user in node.users)]
     leaving = [node for node in used if isinstance(node.meta.get("val"), torch.Tensor) and node.op == "call_function"]
+    if len(leaving) == 2 and (left_open := _with_last_addition_outside(path, leaving, inside)):
+        return left_open
     if len(leaving) != 1:
         raise CompressError(f"{path} cannot be removed: {len(leaving)} values leave it, a residual block has one")
     block = _with_stream_inside(path, leaving[0], inside) or _as_branch(program, path, leaving[0], inside)
@@ -55,7 +56,7 @@ def _with_stream_inside(path: str, output: fx.Node, inside: set[fx.Node]) -> Blo
     """The module's output is its input plus something."""
     node, branches = output, []
     while node in inside:
-        if node.target in _SAME_VALUES:
+        if node.target in graph.SAME_VALUES:
             node = node.args[0]
             continue
         if node.target is not aten.add.Tensor or len(node.all_input_nodes) != 2:
@@ -66,6 +67,45 @@ def _with_stream_inside(path: str, output: fx.Node, inside: set[fx.Node]) -> Blo
     if not branches or shape_of(node.meta["val"]) != shape_of(output.meta["val"]):
         return None
     return Block(path, node, output, tuple(branches))
+
+
+def _with_last_addition_outside(path: str, leaving: list[fx.Node], inside: set[fx.Node]) -> Block | None:
+    """All that becomes of the module's two outputs is their sum, which leads back along additions to its input.
+
+    That input may be such a sum itself, of what the module before has given: then the stream begins with it.
+    """
+    output, around = _sum_outside(leaving, inside)
+    if output is None:
+        return None
+    node = source = output
+    branches = []
+    while node in around:
+        if node.target in graph.SAME_VALUES:
+            node = node.args[0]
+        elif node.target is aten.add.Tensor and around.isdisjoint(map(graph.same_value, node.all_input_nodes)):
+            break
+        elif node.target is aten.add.Tensor and len(node.all_input_nodes) == 2:
+            node, branch = _stream_first(addition := node, around)
+            branches.append((addition, branch))
+        else:
+            return None
+        if node.meta["val"].dtype == output.meta["val"].dtype:  # readers of the output will read it
+            source = node
+    return Block(path, source, output, tuple(branches))
+
+
+def _sum_outside(leaving: list[fx.Node], inside: set[fx.Node]) -> tuple[fx.Node | None, set[fx.Node]]:
+    """The one addition that reads both values and is all that reads them; and what is inside or on the way to it."""
+    around, readers, todo = set(inside), [], list(leaving)
+    while todo:
+        for user in todo.pop().users.keys() - around:
+            if user.target in graph.SAME_VALUES:
+                around.add(user)
+                todo.append(user)
+            else:
+                readers.append(user)
+    one = len(readers) == 2 and readers[0] is readers[1] and readers[0].target is aten.add.Tensor
+    return (readers[0], around | {readers[0]}) if one else (None, around)
 
 
 def _as_branch(program: Program, path: str, output: fx.Node, inside: set[fx.Node]) -> Block | None:

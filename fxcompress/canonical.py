@@ -65,12 +65,6 @@ def canonicalize(module: fx.GraphModule) -> None:
             module.graph.erase_node(node)
         elif node.target in _OTHER_NAMES:
             node.target = _OTHER_NAMES[node.target]
-        elif node.target is aten.pad.default and bind(node)["mode"] == "constant":  # whose sizes stay symbols
-            node.target, node.args, node.kwargs = (
-                aten.constant_pad_nd.default,
-                (*node.args[:2], bind(node)["value"] or 0),
-                {},
-            )
         elif node.target in _RESHAPES:
             node.target = aten.reshape.default
         elif node.target is aten.scaled_dot_product_attention.default and node.kwargs.get("scale") is None:

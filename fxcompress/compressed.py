@@ -19,7 +19,7 @@ from fxcompress.pipeline import Pass, Pipeline, Progress, check_values
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.report import Report
-from fxcompress.verify import captured_equals_model
+from fxcompress.verify import Law, captured_equals_model
 
 
 class CompressedModel(nn.Module):
@@ -91,7 +91,10 @@ def apply(
         program = model if isinstance(model, Program) else _captured(model, example_inputs, progress)
     check_values(program)
     if verify and not isinstance(model, Program | CompressedModel):
-        before.capture_error = _capture_error(model, program)
+        law = _compared(model, program)
+        before.capture_error = law.error
+        if law.why:
+            before.notes[law.name] = f"not checked: {law.why}"
     pipeline = Pipeline(tuple(passes), verify, progress)
     result = _own(pipeline.run(program, calibration), program)
     report = Report.of(pipeline.records)
@@ -106,7 +109,7 @@ def _captured(model: nn.Module, example_inputs: Any, progress: Progress | None) 
         return capture(model, example_inputs)
 
 
-def _capture_error(model: nn.Module, program: Program) -> float | None:
+def _compared(model: nn.Module, program: Program) -> Law:
     """How far the graph is from the model it was captured from: all other laws compare the graph with its rewrite."""
     law = captured_equals_model(model, program)
     if not law.holds:
@@ -114,7 +117,7 @@ def _capture_error(model: nn.Module, program: Program) -> float | None:
             f"the captured graph of {type(model).__name__} computes something else than the model: {law}. The model"
             " does something that the replaced functions do not express, such as a mask of its own"
         )
-    return law.error
+    return law
 
 
 def load(path: str | Path, model: nn.Module | None = None, example_inputs: Any = None) -> CompressedModel:

@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+SAME_VALUES = {torch.ops.aten.to.dtype, torch.ops.aten._to_copy.default, torch.ops.aten.reshape.default}
+
 
 def get_attr(module: torch.nn.Module, name: str) -> Any:
     """The attribute at a dotted name."""
@@ -41,6 +43,11 @@ def calls(graph: fx.Graph) -> list[fx.Node]:
 def states(graph: fx.Graph) -> list[fx.Node]:
     """The nodes that read parameters and buffers."""
     return [node for node in graph.nodes if node.op == "get_attr"]
+
+
+def same_value(node: fx.Node) -> fx.Node:
+    """What a node is but a cast or another shape of."""
+    return same_value(node.args[0]) if node.target in SAME_VALUES else node  # type: ignore[arg-type]
 
 
 def drop_dead_code(graph: fx.Graph) -> None:

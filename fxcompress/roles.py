@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from fxcompress.axis import Axis, leaves
+from fxcompress.graph import same_value
 from fxcompress.rule import AVERAGE, RULES, Reduction
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def residual_adds(graph: fx.Graph) -> list[fx.Node]:
         if node.target in PROJECTIONS | CONVOLUTIONS:
             behind[node] = above[node]
         if node.target in _ADDS and len(inputs) == 2:
-            x, y = inputs
+            x, y = map(same_value, inputs)  # a sum may be formed in another dtype than the stream is kept in
             if bit[x] & behind[y] or bit[y] & behind[x]:
                 found.append(node)
     return found

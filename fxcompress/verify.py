@@ -87,8 +87,9 @@ def captured_equals_model(model: torch.nn.Module, program: Program) -> Law:
     was_training = model.training
     try:
         theirs = pytree.tree_leaves(model.eval()(**inputs))
-    except RuntimeError as error:
-        return Law(name, None, why=f"the model itself does not run on the probe: {str(error).splitlines()[0]}")
+    except Exception as error:  # the user's code: kernels for another device, say, fail in ways of their own
+        why = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
+        return Law(name, None, why=f"the model itself does not run on the probe: {why}")
     finally:
         model.train(was_training)
     ours = program.module(*inputs.values())

@@ -74,6 +74,34 @@ class Encoder(nn.Module):
         return self.head(x.mean(1))
 
 
+class OpenBlock(nn.Module):
+    """Adds what the block before has given, and gives the stream and what the next one is to add."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 40), nn.Linear(40, width)
+
+    def forward(self, added: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
+        stream = stream + added
+        return self.down(F.gelu(self.up(self.norm(stream)))), stream
+
+
+class OpenBlocks(nn.Module):
+    """Three such blocks between two projections."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, width), nn.Linear(width, 7)
+        self.blocks = nn.ModuleList([OpenBlock(width) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = self.stem(x)
+        added = torch.zeros_like(stream)
+        for block in self.blocks:
+            added, stream = block(added, stream)
+        return self.head(stream + added)
+
+
 class DenseLayer(nn.Module):
     """Norm first, then a convolution whose output is put beside its input."""
 

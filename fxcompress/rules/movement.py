@@ -157,9 +157,10 @@ def _resize_split(s: Sizing) -> dict[str, Any]:
 def split(call: Call) -> list[Dims]:
     dims, sizes = call.dims("self"), call.arg("split_sizes")
     along = call.arg("dim") % len(dims)
-    offsets = [sum(sizes[:i]) for i in range(1, len(sizes))]
-    parts = call.cut(dims[along], offsets)
-    return [(*dims[:along], part, *dims[along + 1 :]) for part in parts]
+    present = [n for n in sizes if n != 0]  # what is optional may be split off at a size of nothing
+    parts = iter(call.cut(dims[along], [sum(present[:i]) for i in range(1, len(present))]))
+    pieces = [next(parts) if n != 0 else (Axis(0),) for n in sizes]
+    return [(*dims[:along], piece, *dims[along + 1 :]) for piece in pieces]
 
 
 @moves(operator.getitem)

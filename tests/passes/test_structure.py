@@ -224,6 +224,14 @@ def test_a_users_own_transformer_is_cut_and_proven(p):
     assert all(law["error"] is None or law["error"] <= 1e-9 for law in small.report.passes[0]["laws"])
 
 
+@pytest.mark.parametrize("layers", [(0,), (1,), (2,), (0, 1), (1, 2)], ids=str)
+def test_a_block_that_leaves_its_last_addition_to_the_next_one_is_removed(layers):
+    model, x = models.perturb(plain.OpenBlocks()).double().eval(), torch.randn(2, 9, 6, dtype=torch.float64)
+    small = fxcompress.apply(model, [RemoveLayers(layers=layers)], example_inputs=x)
+    model.blocks = torch.nn.ModuleList([block for i, block in enumerate(model.blocks) if i not in layers])
+    torch.testing.assert_close(small(x), model(x))
+
+
 # ---- refusals: before any work, in the user's terms ------------------------------------------------------------------
 
 

@@ -58,6 +58,7 @@ SAMPLES = [
     Sample("permute", lambda x: heads(x).permute(0, 1, 3, 2).reshape(x.shape), 2),
     Sample("squeeze, unsqueeze", lambda x: x.unsqueeze(2).squeeze(2)),
     Sample("split in two", lambda x: torch.cat([t * (i + 1) for i, t in enumerate(x.split([5, 7], -1))], -1), 2),
+    Sample("split off a piece of nothing", lambda x: x.split([0, 5, 7], -1)[2]),
     Sample("chunk, gated", lambda x: x.chunk(2, -1)[0] * x.chunk(2, -1)[1].sigmoid()),
     Sample("slice at both ends", lambda x: x[..., 3:10]),
     Sample("slice with negative bounds", lambda x: x[..., -5:]),

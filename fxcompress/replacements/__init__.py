@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
@@ -23,79 +23,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import fxcompress.kernels as kernels
 from fxcompress.errors import CaptureError
 from fxcompress.kernels.activations import ACTIVATIONS
+from fxcompress.replacements import norms, scans
+from fxcompress.replacements.refuse import refuse
 
 NAME = "fxcompress"  # under which our attention, mask and experts functions are registered
-
-
-def ssd_scan(
-    hidden_states: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    chunk_size: int,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    dt_bias: Tensor | None = None,
-    dt_softplus: bool = False,
-    dt_limit: tuple[float, float] = (0.0, float("inf")),
-    return_final_states: bool = False,
-    **others: Any,
-) -> Any:
-    """The scan of Mamba-2 over a whole sequence, without a state to begin with."""
-    _refuse(others, "initial_states", "seq_idx", "cu_seqlens")
-    low, high = map(float, dt_limit)
-    y = kernels.ssd_scan(hidden_states, dt, A, B, C, D, dt_bias, chunk_size, dt_softplus, low, high)
-    if z is not None:
-        y = y * nn.functional.silu(z)
-    return (y, None) if return_final_states else y
-
-
-def selective_scan(
-    hidden_states: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    return_last_state: bool = False,
-    **others: Any,
-) -> Any:
-    """The scan of Mamba over a whole sequence, without a state to begin with."""
-    _refuse(others, "initial_states", "seq_idx", "cu_seqlens")
-    y = kernels.selective_scan(hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus)
-    return (y, None) if return_last_state else y
-
-
-def gated_delta(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    chunk_size: int = 64,
-    initial_state: Tensor | None = None,
-    output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = False,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    """The gated delta rule over a whole sequence, without a state to begin with."""
-    _refuse({**others, "initial_state": initial_state}, "initial_state", "cu_seqlens")
-    if use_qk_l2norm_in_kernel:
-        query, key = (t * torch.rsqrt((t * t).sum(-1, keepdim=True) + 1e-6) for t in (query.float(), key.float()))
-    scale = key.shape[-1] ** -0.5  # as it is at capture: it is no matter of the channels that are left
-    return kernels.gated_delta(query * scale, key, value, g, beta, chunk_size), None
-
-
-def causal_conv1d(
-    hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, **others: Any
-) -> Tensor:
-    """A depthwise convolution over the past."""
-    _refuse(others, "initial_states", "seq_idx", "cu_seqlens")
-    return kernels.causal_conv1d(hidden_states, weight, bias, activation or "")
 
 
 def attention(
@@ -112,7 +43,7 @@ def attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Grouped-query attention with un-repeated keys and values, in the signature of transformers' registry."""
-    _refuse(others, "s_aux", "position_bias")
+    refuse(others, "s_aux", "position_bias")
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -144,10 +75,21 @@ def experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weigh
 
 
 FUNCTIONS: dict[str, Callable] = {
-    "mamba2_chunk_scan": ssd_scan,
-    "mamba_selective_scan": selective_scan,
-    "causal_conv1d_fn": causal_conv1d,
-    "torch_chunk_gated_delta_rule": gated_delta,
+    # of transformers' modeling files
+    "mamba2_chunk_scan": scans.ssd_scan,
+    "mamba_selective_scan": scans.selective_scan,
+    "torch_chunk_gated_delta_rule": scans.gated_delta,
+    # of transformers and causal-conv1d
+    "causal_conv1d_fn": scans.causal_conv1d,
+    # of mamba-ssm
+    "mamba_chunk_scan_combined": scans.ssd_scan,
+    "mamba_split_conv1d_scan_combined": scans.split_conv1d_scan,
+    "selective_scan_fn": scans.selective_scan,
+    "mamba_inner_fn": scans.conv1d_scan,
+    "layernorm_fn": norms.gated_norm,
+    "rmsnorm_fn": partial(norms.gated_norm, is_rms_norm=True),
+    "layer_norm_fn": norms.add_norm,
+    "rms_norm_fn": partial(norms.add_norm, is_rms_norm=True),
 }
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
@@ -159,7 +101,8 @@ ALL_EXPERTS_FUNCTIONS.register(NAME, experts)
 def replaced(model: nn.Module) -> Iterator[None]:
     """Within this context the functions that the model's modules call are the ones of the table."""
     saved = []
-    for source in {type(module).__module__ for module in model.modules()}:
+    # a class may inherit its forward from another file
+    for source in {kind.__module__ for module in model.modules() for kind in type(module).__mro__}:
         namespace = sys.modules[source]
         for name, function in FUNCTIONS.items():
             if hasattr(namespace, name):
@@ -195,9 +138,3 @@ def _activation(function: nn.Module) -> str:
             return name
     known = ", ".join(sorted(ACTIVATIONS))
     raise CaptureError(f"experts use the activation {type(function).__name__}; the known ones are {known}")
-
-
-def _refuse(others: dict[str, Any], *names: str) -> None:
-    for name in names:
-        if isinstance(others.get(name), torch.Tensor):
-            raise CaptureError(f"the model passes {name!r}, which the captured op cannot express")
