@@ -52,6 +52,8 @@ def why_tied(axes: AxisMap, a: Slot, b: Slot) -> list[str]:
 
 def path(couplings: nx.Graph, a: Slot, b: Slot) -> list[str]:
     """The shortest path between two slots of a group's coupling graph, a line for each stop."""
+    if not nx.has_path(couplings, str(a), str(b)):  # no op ties them, but what is passed in
+        return [str(a), "the values of one input", str(b)]
     return [_say(couplings, stop) for stop in nx.shortest_path(couplings, str(a), str(b))]
 
 

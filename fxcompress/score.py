@@ -80,20 +80,14 @@ def by_index(values: Tensor, dims: Dims, axes: AxisMap, group: Group) -> Tensor:
 
 def _by_index_of(values: Tensor, dims: Dims, own: int, axes: AxisMap, group: Group) -> Tensor:
     """The same for one dim that has the axis; its outer axes may be in other dims."""
-    along = [*axes.outer[group.axis], group.axis]
-    here = set(leaves(dims[own]))
-    across = [i for i, dim in enumerate(dims) if i != own and any(a in leaves(dim) and a not in here for a in along)]
-    others = [i for i in range(len(dims)) if i != own and i not in across]
-    values = values.sum(others) if others else values
-    place = torch.zeros([], dtype=torch.long)
-    there = torch.ones([], dtype=torch.bool)
-    kept = [i for i in range(len(dims)) if i not in others]
-    for a, axis in enumerate(along):
-        at = next(i for i in ([own] if axis in here else across) if axis in leaves(dims[i]))
-        shape = [-1 if i == at else 1 for i in kept]
-        index = coordinates(dims[at], [axis])[:, 0].view(shape)
-        place = place * group.sizes[a] + index
-        there = there & (index >= 0)
+    along, here = [*axes.outer[group.axis], group.axis], set(leaves(dims[own]))
+    holders = [own if a in here else next(i for i, dim in enumerate(dims) if a in leaves(dim)) for a in along]
+    others = [i for i in range(len(dims)) if i not in (own, *holders)]
+    values = values.sum(others, keepdim=True) if others else values
+    place, there = torch.zeros([], dtype=torch.long), torch.ones([], dtype=torch.bool)
+    for axis, holder, size in zip(along, holders, group.sizes, strict=True):
+        index = coordinates(dims[holder], [axis])[:, 0].view([-1 if i == holder else 1 for i in range(len(dims))])
+        place, there = place * size + index, there & (index >= 0)
     place, there = place.expand(values.shape), there.expand(values.shape)
     flat = torch.zeros(torch.Size(group.sizes).numel(), dtype=values.dtype)
     return flat.index_add_(0, place[there], values[there]).view(group.sizes)

@@ -76,7 +76,8 @@ def _tree(head: str, groups: Sequence[Group], where: Mapping[str, str]) -> Tree:
         line = Table.grid(padding=(0, 2, 0, 0))
         line.add_column(width=width, style="yellow" if group.pinned else "green")
         line.add_column(style="dim")
-        pins = "".join(f"\npinned: {reason}" for reason in group.pinned)
+        word = "border" if group.border else "pinned"
+        pins = "".join(f"\n{word}: {reason}" for reason in group.pinned)
         line.add_row(_label(group), escape(where[group.key] + pins))
         tree.add(line)
     return tree

@@ -21,6 +21,7 @@ class Group:
     sizes: list[int]
     members: list[str]
     pinned: list[str]
+    border: bool  # pinned by the model's inputs and outputs alone
     block: str | None
 
 
@@ -78,6 +79,7 @@ def _group(group: AxisGroup, paths: Sequence[str]) -> Group:
         sizes=list(group.sizes),
         members=[str(slot) for slot in group.slots],
         pinned=list(group.pinned),
+        border=group.border,
         block=holding[0] if holding else None,
     )
 

@@ -37,7 +37,9 @@ def show(answer: Mapping[str, Any]) -> None:
         label = f"{' '.join(group['roles']) or 'axis'} {'x'.join(map(str, group['sizes']))}"
         console.print(f"[bold]{escape(group['slot'])}[/]  [green]{label}[/]  [dim]group {escape(group['key'])}[/]")
         for reason in group["pinned"]:
-            console.print(f"  [yellow]pinned:[/] {escape(reason)}")
+            console.print(f"  [yellow]{'border' if group['border'] else 'pinned'}:[/] {escape(reason)}")
+        if "vocabulary" in group["roles"] and group["border"]:
+            console.print("  [dim]PruneVocabulary cuts it, the logits and the tokenizer with it[/]")
         if not group["paths"]:
             console.print("  [dim]nothing else is cut with it[/]")
         for member, stops, alike in _collapsed(group["paths"]):
@@ -55,6 +57,7 @@ def _answer(axes: AxisMap, group: Group, slot: Slot, targets: Sequence[Slot] | N
         "roles": sorted(group.roles),
         "sizes": list(group.sizes),
         "pinned": list(group.pinned),
+        "border": group.border,
         "paths": {str(other): path(couplings, slot, other) for other in others},
     }
 

@@ -66,7 +66,7 @@ def test_json_is_all_that_is_on_stdout_and_its_keys_are_stable(run, saved):
     assert list(block) == ["path", "parameters", "groups", "like"]
     assert (block["path"], block["like"]) == ("model.layers.0", ["model.layers.1"])
     (ffn,) = [g for g in found["groups"] if g["roles"] == ["ffn_neuron"] and g["block"] == "model.layers.0"]
-    assert list(ffn) == ["key", "roles", "sizes", "members", "pinned", "block"]
+    assert list(ffn) == ["key", "roles", "sizes", "members", "pinned", "border", "block"]
     assert ffn["sizes"] == [80]
     assert "model.layers.0.mlp.down_proj.weight[1]" in ffn["members"]
 
