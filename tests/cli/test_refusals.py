@@ -211,7 +211,7 @@ def test_a_disk_that_fills_up_on_the_way_leaves_nothing_behind(refused, saved, m
     def fill(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("fxcompress.export.save._copy_tokenizer", fill)
+    monkeypatch.setattr("fxcompress.export.save._write_manifest", fill)
     assert "No space left on device" in refused(saved("llama"))
 
 
