@@ -131,15 +131,12 @@ def cat(b: Builder) -> None:
     x = b.pick()
     rank = len(dims(x))
     at = b.draw(range(rank))
-    fitting = [
-        n for n in b.pool if len(dims(n)) == rank and all(dims(n)[i] == dims(x)[i] for i in range(rank) if i != at)
-    ]
-    if not is_batch(dims(x)[at]):
-        b.add(
-            b.call(
-                aten.cat.default, [x, b.draw(fitting if len(fitting) == 1 else [n for n in fitting if n is not x])], at
-            )
-        )
+    if is_batch(dims(x)[at]):
+        return
+    rest = [i for i in range(rank) if i != at]
+    beside = [n for n in b.pool if len(dims(n)) == rank and all(dims(n)[i] == dims(x)[i] for i in rest)]
+    others = [n for n in beside if n is not x] or [x]
+    b.add(b.call(aten.cat.default, [x, b.draw(others)], at))
 
 
 def stack(b: Builder) -> None:
