@@ -179,7 +179,6 @@ def test_contradictory_amounts_are_refused_when_they_are_said(amount):
         PruneAttentionHeads(**amount)
 
 
-@pytest.mark.skipif(not hasattr(passes, "PruneExperts"), reason="there is no pass for experts yet")
 def test_half_of_the_experts_is_half_of_the_experts(saved):
     small, out = saved("qwen3_moe", passes.PruneExperts(ratio=0.5))
     model = stock(out)
