@@ -38,7 +38,7 @@ def test_groups_over_several_blocks_stand_apart(llama):
 
 
 def test_what_cannot_be_cut_says_why(llama):
-    assert "pinned: it is a dim of the model's output" in llama
+    assert "border: it is a dim of the model's output" in llama
 
 
 def test_blocks_that_differ_are_shown_each():
