@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -111,4 +112,4 @@ def _refusals() -> Iterator[tuple[str, str]]:
         try:
             fxcompress.capture(AutoModelForCausalLM.from_config(config).eval())
         except fxcompress.CaptureError as refusal:
-            yield name, " ".join(str(refusal).split())
+            yield name, re.sub(r"\S*site-packages/", "", " ".join(str(refusal).split()))

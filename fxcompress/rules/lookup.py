@@ -42,28 +42,28 @@ def index_select(call: Call) -> Dims:
 
 @rule(aten.gather.default)
 def gather(call: Call) -> Dims:
-    source, at = call.dims("self"), call.dims("index")
-    along = call.arg("dim") % len(source)
-    call.address("index", source[along])
-    for i, (x, y) in enumerate(zip(source, at, strict=True)):
-        if i != along:
-            _tie_whole(call, x, y)
-    return at
+    _address_along(call)
+    return call.dims("index")
 
 
 @rule(aten.scatter.value, aten.scatter.src, aten.scatter_add.default)
 def scatter(call: Call) -> Dims:
     """The output is ``self`` with new values at the addressed positions of one dim."""
+    _address_along(call)
+    if "src" in call.args:
+        for x, y in zip(call.dims("index"), call.dims("src"), strict=True):
+            _tie_whole(call, x, y)
+    return call.dims("self")
+
+
+def _address_along(call: Call) -> None:
+    """The index tensor goes along ``self``, and its values are positions on one dim of it."""
     dims, at = call.dims("self"), call.dims("index")
     along = call.arg("dim") % len(dims)
     call.address("index", dims[along])
     for i, (x, y) in enumerate(zip(dims, at, strict=True)):
         if i != along:
             _tie_whole(call, x, y)
-    if "src" in call.args:
-        for x, y in zip(at, call.dims("src"), strict=True):
-            _tie_whole(call, x, y)
-    return dims
 
 
 def _tie_whole(call: Call, x: tuple, y: tuple) -> None:
