@@ -294,23 +294,6 @@ def _repeated(dim: Dim) -> Iterator[Axis]:
             yield from _repeated(part)
 
 
-def _prefixes(dim: Dim, before: tuple[Axis, ...] = ()) -> Iterator[tuple[Axis, tuple[Axis, ...]]]:
-    """Each free axis of a dim with the free axes outside of it, major to minor."""
-    for axis in map(resolve, factors(dim)):
-        if axis.kind == "sum":
-            for part in axis.parts:
-                yield from _prefixes(part, before)
-        else:
-            yield axis, before
-            before = (*before, axis)
-
-
-def _first(axis: Axis, other: Axis, found: dict[Axis, dict[Axis, None]]) -> bool:
-    """Of two axes that could differ along one another, is this the first? Then it may not."""
-    order = list(found)
-    return axis in found.get(other, ()) and order.index(axis) < order.index(other)
-
-
 def _occurrences(dims: Dims, after: bool = False) -> Iterator[tuple[Axis, tuple[Axis, ...], tuple[Axis, ...]]]:
     """Each free axis of a tensor, with the free axes outside of it in its dim and those that are dims around it.
 

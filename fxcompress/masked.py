@@ -42,8 +42,7 @@ class MaskedRun(fx.Interpreter):
         return int(sympy.sympify(axis.size).subs(self._sizes))
 
     def run_node(self, n: fx.Node) -> Any:
-        value = self._run_masked(n) if n.op == "call_function" else super().run_node(n)
-        return value
+        return self._run_masked(n) if n.op == "call_function" else super().run_node(n)
 
     def _run_masked(self, n: fx.Node) -> Any:
         reductions = [r for r in self.axes.reductions.get(n, ()) if self._is_cut(self.axes.dims[r.operand][r.dim])]

@@ -94,6 +94,7 @@ class Pipeline:
     verify: bool = True
     progress: Progress | None = None
     records: list[Record] = field(default_factory=list)
+    _borders: list[tuple[Border, str]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         for earlier, later in zip(self.passes, self.passes[1:], strict=False):
@@ -104,9 +105,8 @@ class Pipeline:
         batches = None if calibration is None else observe.batches_of(calibration)
         for p in self.passes:
             before, program = program, self._run_pass(p, program, batches)
-            if batches is not None:  # their token ids are in the numbering of the original
-                border = Border(before.get(AxisMap), keep_by_axis(before.get(AxisMap), self.records[-1].step.keep))
-                batches = [border.batch(batch, p.name) for batch in batches]
+            axes, keep = before.get(AxisMap), self.records[-1].step.keep
+            self._borders.append((Border(axes, keep_by_axis(axes, keep)), p.name))
         return program
 
     def _run_pass(self, p: Pass, program: Program, batches: list | None) -> Program:
@@ -131,6 +131,8 @@ class Pipeline:
             return {}
         if batches is None:
             raise CompressError(f"{p.name} scores by activations: pass calibration=, batches of token ids")
+        for border, name in self._borders:  # the batches have the token ids of the original
+            batches = [border.batch(batch, name) for batch in batches]
         observer = observe.MeanSquares(program, watched)
         with self._step(f"{p.name}: calibration", len(batches)) as advance:
             observer.sweep(batches, advance)

@@ -31,7 +31,7 @@ class PruneVocabulary(Pass):
     """Keep some tokens, all others go.
 
     tokens: the ids that stay, in the model's own numbering. They must hold every special token of the config (bos, eos,
-    pad, ...), and for a tokenizer to work with them they must be closed: ``PruneVocabulary.used_by`` takes care of it.
+    pad, ...), and for a tokenizer to work with them they must be closed, which ``PruneVocabulary.used_by`` sees to.
     corpus: or a text file (UTF-8), whose tokens stay with all that the tokenizer beside the model needs to give them.
     """
 

@@ -1,6 +1,6 @@
 """Measure what docs/results.md says, and write it:
 
-    .venv/bin/python tools/results.py            everything, an hour on two cores
+    .venv/bin/python tools/results.py            everything; the matrix takes the longest
     .venv/bin/python tools/results.py faults     one section, or some: matrix, families, faults, programs, peers, ...
 
 The sections programs, peers and demo show what tools/fuzz.py, tools/peers/compare.py and tools/demo wrote last.

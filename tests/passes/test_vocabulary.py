@@ -160,6 +160,12 @@ def test_calibration_on_removed_tokens_is_refused_by_name():
         )
 
 
+def test_calibration_is_not_asked_about_tokens_that_no_later_pass_reads():
+    passes = [PruneFFN(size=50, score="activation"), PruneVocabulary(tokens=KEPT)]
+    small = fxcompress.apply(models.captured("llama"), passes, calibration=torch.full((2, 5), 3))
+    assert len(small.steps) == 2
+
+
 class TwoTables(nn.Module):
     """Users and items, each with a table of its own."""
 

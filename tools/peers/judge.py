@@ -24,7 +24,7 @@ TOLERANCE = 1e-4
 
 @dataclass
 class Verdict:
-    """``outcome``: pass, wrong (it ended well, not as asked), fails (it said so), not built, later or no."""
+    """``outcome``: pass, wrong (it ended well, not as asked), fails (it said so), later or no."""
 
     outcome: str
     faults: list[str] = field(default_factory=list)
