@@ -200,6 +200,8 @@ class AxisMap:
                 found[axis] = {a: None for a in found[axis] if a in shared}
         for axis in found:  # of two that could differ along one another, the first may not
             found[axis] = {a: None for a in found[axis] if a not in unequal and axis not in found.get(a, ())}
+        for dims in self.state.values():
+            _untangle(dims, found)
         return {axis: tuple(outer) for axis, outer in found.items()}
 
     def _tensors_at(self, node: fx.Node) -> list[Dims]:
@@ -306,6 +308,33 @@ def _occurrences(dims: Dims, after: bool = False) -> Iterator[tuple[Axis, tuple[
         for axis, near in _near(dim, (), after):
             others = [a for j, axes in enumerate(plain) if j != i for a in axes]
             yield axis, near, tuple(a for a in others if a is not axis and times[a] == 1)
+
+
+def _untangle(dims: Dims, outer: dict[Axis, dict[Axis, None]]) -> None:
+    """Forget outer axes where the choices on dims of one tensor would depend on each other in a circle.
+
+    In w[a, (b c)] with a's choice by c and b's by a, neither dim could be cut before the other.
+    """
+    inside = [dict.fromkeys(leaves(dim)) for dim in dims]
+    reads: dict[int, set[int]] = {i: set() for i in range(len(dims))}
+    for i, axes in enumerate(inside):
+        for axis in axes:
+            for a in [a for a in outer.get(axis, ()) if a not in axes]:
+                held = {j for j, others in enumerate(inside) if a in others}
+                if any(i in _reached(reads, j) for j in held):
+                    del outer[axis][a]
+                else:
+                    reads[i] |= held
+
+
+def _reached(reads: dict[int, set[int]], start: int) -> set[int]:
+    seen, todo = set(), [start]
+    while todo:
+        i = todo.pop()
+        if i not in seen:
+            seen.add(i)
+            todo += reads[i]
+    return seen
 
 
 def _near(dim: Dim, before: tuple[Axis, ...], after: bool) -> Iterator[tuple[Axis, tuple[Axis, ...]]]:

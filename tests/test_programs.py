@@ -58,6 +58,12 @@ def test_a_seed_makes_such_a_program_too(seed, choice):
     assert [str(find) for find in check(seeded(seed), choice)] == []
 
 
+def test_choices_on_two_dims_of_a_tensor_do_not_depend_on_each_other_in_a_circle():
+    program = seeded(17552, steps=(0, 1, 3, 4, 6))  # has w[a, (b c)] where a might differ by c, and b by a
+    assert [str(find) for find in check(program, 17552)] == []
+    assert any(len(group.sizes) > 1 for group in program.get(AxisMap).groups)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_a_program_whose_batch_has_no_number_obeys_the_laws_of_verify(seed):
     program = with_symbolic_batch(seeded(seed, symbolic=True))
