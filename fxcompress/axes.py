@@ -73,7 +73,7 @@ class AxisMap:
         self.inputs: dict[str, Input] = {}
         self.needs: list[tuple[fx.Node, Dim, int, str]] = []  # (op, dim, how many must stay at least, why)
         self._mixed: dict[fx.Node, list[Dim]] = {}
-        self._contexts: list[tuple[Dim, list[Dim]]] = []
+        self._contexts: list[tuple[Dim, list[Dim], list[Dim]]] = []
         self._roles: list[tuple[str, Dim]] = []
         equations = Equations()
         for node in program.graph.nodes:
@@ -194,8 +194,8 @@ class AxisMap:
                     if axis in found and axis not in mixed:
                         near = {*before, *around} - mixed
                         found[axis] = {a: None for a in found[axis] if a in near}
-        for dim, context in self._contexts:
-            shared = {axis for other in context for axis in leaves(other)}
+        for dim, context, apart in self._contexts:
+            shared = {a for other in context for a in leaves(other)} - {a for other in apart for a in leaves(other)}
             for axis in set(leaves(dim)) & found.keys():
                 found[axis] = {a: None for a in found[axis] if a in shared}
         for axis in found:  # of two that could differ along one another, the first may not

@@ -17,7 +17,9 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from fxcompress import compat
 from fxcompress.errors import CompressError
+from fxcompress.stored import Files, Stored
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -42,32 +44,23 @@ class Checkpoint:
         return self.config.dtype or _first_dtype(self.files) or torch.float32
 
     def on_meta(self) -> Any:
-        """The model without values: sizes, names and ops are all there."""
+        """The model without values: sizes, names, dtypes and ops are all there."""
         with torch.device("meta"):
-            return self._build()
+            model = self._build()
+        compat.widen_float32_parts(model, self.dtype)
+        return model
+
+    def stored(self) -> Stored:
+        """The weights, to be read one by one. Raises CompressError where transformers would make some of them up."""
+        self.require_weights()
+        stored = Stored(self.on_meta(), Files(self.files))
+        self._refuse_made_up(stored)
+        return stored
 
     def with_random_weights(self, seed: int = 0) -> Any:
         """The model as its class initialises it."""
         torch.manual_seed(seed)
         return self._build()
-
-    def with_weights(self) -> Any:
-        """The model with its weights. Raises CompressError where transformers would make some of them up."""
-        self.require_weights()
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                self.folder,
-                **_LOCAL,
-                dtype="auto",
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # refused below, by name
-                output_loading_info=True,
-            )
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise CompressError(f"{self.folder} cannot be loaded: {_first_line(error)}") from error
-        model, info = loaded
-        self._refuse_made_up(info)
-        return model.eval()
 
     def require_weights(self) -> None:
         if not self.files:
@@ -79,15 +72,19 @@ class Checkpoint:
         except Exception as error:  # what a class says to sizes that do not fit may be any exception
             raise CompressError(f"no model can be built from {self.path}: {_first_line(error)}") from error
 
-    def _refuse_made_up(self, info: dict[str, Any]) -> None:
-        missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    def _refuse_made_up(self, stored: Stored) -> None:
+        shapes = {name: tuple(tensor.shape) for name, tensor in stored.model.state_dict().items()}
+        tied = set(stored.model.all_tied_weights_keys)
+        missing = sorted(name for name in shapes if name not in stored and name not in tied)
         if missing:
             raise CompressError(f"{self.folder}: {_count(missing)} missing from the weights: {_some(missing)}")
-        if mismatched:
-            name, found, wanted = mismatched[0]
+        found = {name: stored.shape(name) for name in shapes if name in stored}
+        unlike = [name for name, shape in found.items() if shape != shapes[name]]
+        if unlike:
+            name = unlike[0]
             raise CompressError(
-                f"{self.folder}: {_count(mismatched)} of another shape than the config says:"
-                f" {name} is {tuple(found)}, not {tuple(wanted)}"
+                f"{self.folder}: {_count(unlike)} of another shape than the config says:"
+                f" {name} is {found[name]}, not {shapes[name]}"
             )
 
 

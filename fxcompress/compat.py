@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.core_model_loading import build_glob_alternation
+from transformers.modeling_utils import _load_parameter_into_model
 
 
 def export(wrapper: nn.Module, inputs: tuple, dynamic_shapes: Any) -> torch.export.ExportedProgram:
@@ -21,3 +23,26 @@ def unlift(exported: torch.export.ExportedProgram) -> torch.fx.GraphModule:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return exported.module(check_guards=False)
+
+
+def initialise_buffers(model: Any, device: torch.device) -> None:
+    """Give the buffers of a model on ``meta`` that no checkpoint holds their values, and nothing else.
+
+    What ``from_pretrained`` does after it has read all weights; its steps have no public name.
+    """
+    for name, buffer in model.named_non_persistent_buffers():
+        _load_parameter_into_model(model, name, torch.empty_like(buffer, device=device))
+    for name in model.state_dict():
+        model.get_parameter_or_buffer(name)._is_hf_initialized = True
+    model._initialize_missing_keys(is_quantized=False)
+
+
+def widen_float32_parts(model: Any, dtype: torch.dtype) -> None:
+    """Tensors that a class wants in float32 whatever the dtype of the rest, as ``from_pretrained`` gives them."""
+    wanted = model._get_dtype_plan(dtype)
+    if not wanted:
+        return
+    pattern, by_group, _ = build_glob_alternation(list(wanted))
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if (found := pattern.search(name)) is not None:
+            tensor.data = tensor.data.to(wanted[by_group[str(found.lastgroup)]])

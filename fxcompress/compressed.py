@@ -12,9 +12,9 @@ from torch import nn
 
 from fxcompress.capture import capture
 from fxcompress.errors import CaptureError
+from fxcompress.export.form import to_transformers
 from fxcompress.export.load import load as read
-from fxcompress.export.save import save
-from fxcompress.export.transformers import to_transformers
+from fxcompress.export.save import MAX_SHARD_SIZE, save
 from fxcompress.pipeline import Pass, Pipeline, Progress, check_values
 from fxcompress.plan import Step
 from fxcompress.program import Program
@@ -58,9 +58,11 @@ class CompressedModel(nn.Module):
             self.__dict__["_ordinary"] = self.to_transformers()  # not a submodule: its weights are these weights
         return self._ordinary.generate(*args, **kwargs)
 
-    def save_pretrained(self, path: str | Path, source: str | Path | None = None) -> Path:
+    def save_pretrained(
+        self, path: str | Path, source: str | Path | None = None, max_shard_size: int | str = MAX_SHARD_SIZE
+    ) -> Path:
         """Save to a new directory: see ``fxcompress.export.save.save``."""
-        return save(self.program, self.steps, self.report, path, source)
+        return save(self.program, self.steps, self.report, path, source, max_shard_size)
 
 
 def apply(
@@ -122,7 +124,8 @@ def _compared(model: nn.Module, program: Program) -> Law:
 
 def load(path: str | Path, model: nn.Module | None = None, example_inputs: Any = None) -> CompressedModel:
     """The result that was saved in a directory: see ``fxcompress.export.load.load``."""
-    return CompressedModel(*read(path, model, example_inputs))
+    program, steps, report = read(path, model, example_inputs)
+    return CompressedModel(program.loaded(), steps, report)
 
 
 def _own(result: Program, original: Program) -> Program:

@@ -48,11 +48,16 @@ class Einop:
         return result_dims(result, letters)
 
     def _limit_contexts(self, call: Call, tensors: list[list], letters: Mapping[str, Dim]) -> None:
-        """In x[m d] y[d n] a choice along d may not differ along m or n, even where both are the same axis."""
+        """In x[m d] y[d n] a choice along d may not differ along m or n, even where both are the same axis.
+
+        Nor in x[m e d] y[e d] along e where e is m, or has it: it would not be said which of the two is meant.
+        """
         sets = [_letters_of(terms) for terms in tensors]
         for letter, dim in letters.items():
-            common = set.intersection(*(s for s in sets if letter in s))
-            call.limit(dim, [letters[other] for other in common])
+            around = [s for s in sets if letter in s]
+            common, all_of_them = set.intersection(*around), set.union(*around)
+            apart = [letters[other] for other in sorted(all_of_them - common)]
+            call.limit(dim, [letters[other] for other in sorted(common)], apart)
 
     def bind(self, call: Call) -> tuple[list[tuple[fx.Node, list]], list, dict[str, Any]]:
         """Give every letter its dim and tie all that share one; also the size by letter for the cost functions."""

@@ -19,15 +19,16 @@ from fxcompress.axis import Axis, Dims, leaves, size
 from fxcompress.keep import Keep, coordinates, kept_size
 from fxcompress.program import Program
 from fxcompress.rule import AVERAGE, Reduction, bind
+from fxcompress.streamed import Run
 
 aten = torch.ops.aten
 
 
-class MaskedRun(fx.Interpreter):
+class MaskedRun(Run):
     """Run a program with some indices of its axes at their neutral elements and some modules' branches at zero."""
 
     def __init__(self, program: Program, keep: Keep, removed: Sequence[str] = ()) -> None:
-        super().__init__(program.module)
+        super().__init__(program.module, program.readers)
         self.axes = program.get(AxisMap)
         self.keep = keep
         found = [blocks.read_block(program, path) for path in removed]
@@ -51,8 +52,8 @@ class MaskedRun(fx.Interpreter):
             neutral[operand] = self._neutralise(operand, [r for r in reductions if r.operand is operand])
         for addition, branch in self.branches:
             if addition is n:
-                neutral[branch] = torch.zeros_like(self.env[branch])
-        args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda a: neutral.get(a, self.env[a]))
+                neutral[branch] = torch.zeros_like(self.value(branch))
+        args, kwargs = self.arguments(n, neutral)
         if any(r.neutral == AVERAGE for r in reductions):
             return self._average(n, neutral, self.axes.reductions[n], args, kwargs)
         return n.target(*args, **kwargs)  # type: ignore[operator]
@@ -62,7 +63,7 @@ class MaskedRun(fx.Interpreter):
 
     def _neutralise(self, operand: fx.Node, reductions: list[Reduction]) -> Tensor:
         """The operand's value with the removed indices of the reduced dims at their neutral element."""
-        value: Tensor = self.env[operand]
+        value: Tensor = self.value(operand)
         for reduction in reductions:
             fill = 0.0 if reduction.neutral == AVERAGE else float(reduction.neutral)
             value = value.masked_fill(self._removed(self.axes.dims[operand], reduction.dim).to(value.device), fill)
@@ -103,7 +104,7 @@ class MaskedRun(fx.Interpreter):
         if n.target is aten.mean.dim:
             return n.target(*args, **kwargs) * (total / kept)
         x = neutral[operand]
-        named = {k: self.env.get(v, v) if isinstance(v, fx.Node) else v for k, v in bind(n).items()}
+        named = {k: self.value(v) if isinstance(v, fx.Node) else v for k, v in bind(n).items()}
         along = [r.dim for r in reductions]
         stays = torch.zeros([], dtype=torch.bool)
         for i in along:

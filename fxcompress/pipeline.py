@@ -154,10 +154,13 @@ class _Silent(AbstractContextManager):
 
 def check_values(program: Program) -> None:
     """Raise CompressError where a weight holds NaN or Inf: no score of it would mean anything."""
-    for name, parameter in program.parameters():
-        if not parameter.is_meta and parameter.is_floating_point() and not torch.isfinite(parameter).all():
-            bad = int((~torch.isfinite(parameter)).sum())
-            raise CompressError(f"{name} {tuple(parameter.shape)} holds {bad} values that are NaN or Inf")
+    if program.is_meta:
+        return
+    for name, _ in program.parameters():
+        value = program.read(name)
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            bad = int((~torch.isfinite(value)).sum())
+            raise CompressError(f"{name} {tuple(value.shape)} holds {bad} values that are NaN or Inf")
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 Tied weights are one tensor with several names. Analyses are pulled (``program.get(AxisMap)``), built once and kept
 until the graph changes. A program shares its tensors with the model it was captured from until a pass cuts them.
+
+The values may lie in files: then the tensors are on ``meta``, and ``readers`` has them one by one, cut as the graph is.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxcompress import graph
+from fxcompress.streamed import CPU, META, Run
 
 T = TypeVar("T")
 
@@ -40,11 +43,16 @@ class Program:
     unused: dict[str, Tensor] = field(default_factory=dict)  # tensors of the model that its forward does not read
     # inputs whose values address an axis that was cut: the original value of each new one
     numbering: dict[str, Tensor] = field(default_factory=dict)
+    readers: dict[str, Callable[[], Tensor]] = field(default_factory=dict)  # values that are not in memory
     _analyses: dict[type, Any] = field(default_factory=dict, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        flat = self.module(*self.bind(*args, **kwargs))
+        flat = self.run(*self.bind(*args, **kwargs))
         return pytree.tree_unflatten(list(flat), self.out_spec)
+
+    def run(self, *inputs: Tensor) -> Any:
+        """The flat outputs for the inputs in order."""
+        return Run(self.module, self.readers).run(*inputs) if self.readers else self.module(*inputs)
 
     def bind(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """The inputs in order; a missing attention mask is all ones, missing positions count from 0."""
@@ -67,9 +75,20 @@ class Program:
     def used_names(self) -> list[str]:
         return list(dict.fromkeys(node.target for node in graph.states(self.graph)))
 
+    def read(self, name: str) -> Tensor:
+        """The value of a parameter or buffer, wherever it lies; one from a file is read anew each time."""
+        return self.readers[name]() if name in self.readers else self.state[name].detach()
+
     @property
     def is_meta(self) -> bool:
-        return any(tensor.is_meta for tensor in self.state.values())
+        """Are there tensors without values, so that only sizes can be told?"""
+        return any(tensor.is_meta for name, tensor in self.state.items() if name not in self.readers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        device = next((p.device for _, p in self.parameters()), CPU)
+        return CPU if device == META and self.readers else device
 
     def get(self, analysis: type[T]) -> T:
         """The analysis of this type, built on first use."""
@@ -87,6 +106,7 @@ class Program:
             module=fx.GraphModule(self.module, copied),
             unused=dict(self.unused),
             numbering=dict(self.numbering),
+            readers=dict(self.readers),
             _analyses={},
         )
 
@@ -113,6 +133,14 @@ class Program:
             else:
                 new.set_state(name, value)
         return new
+
+    def loaded(self) -> Program:
+        """The same program with all its values in memory."""
+        if not self.readers:
+            return self
+        new = self.map_state(lambda name, _: self.read(name))
+        new.readers.clear()
+        return new.on_device(CPU)
 
     def in_float64(self) -> Program:
         """The same program computing in float64 throughout: casts to narrower floats are widened with the weights."""

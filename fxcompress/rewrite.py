@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, fx
 
 from fxcompress import blocks, graph
 from fxcompress.axes import AxisMap
-from fxcompress.axis import size
+from fxcompress.axis import Dims, size
 from fxcompress.errors import CompressError
 from fxcompress.keep import Keep, Outer, is_cut, kept_indices, kept_size, select
 from fxcompress.plan import Step
@@ -50,12 +51,18 @@ def cut(program: Program, axes: AxisMap, keep: Keep) -> None:
     for name, dims in axes.state.items():
         if any(is_cut(dim, keep) for dim in dims):
             program.set_state(name, sliced(graph.get_attr(program.module, name), dims, keep, axes.outer))
+            if name in program.readers:
+                program.readers[name] = partial(_read_cut, program.readers[name], dims, keep, axes.outer)
     for node, dims in axes.dims.items():
         rule = RULES.get(node.target)
         if rule is not None and rule.resize is not None and _touches(node, axes, keep):
             sizing = Sizing(bind(node), dims, axes.dims, keep, axes.outer)
             for argument, value in rule.resize(sizing).items():
                 _set_argument(node, argument, value)
+
+
+def _read_cut(read: Callable[[], Tensor], dims: Dims, keep: Keep, outer: Outer) -> Tensor:
+    return select(read(), dims, keep, outer)
 
 
 def _renumber(program: Program, axes: AxisMap, keep: Keep) -> None:

@@ -46,7 +46,7 @@ class Call:
     roles: list[tuple[str, Dim]] = field(default_factory=list)
     mixed: list[Dim] = field(default_factory=list)
     letters: Mapping[str, Dim] = field(default_factory=dict)  # dims by the letters that the cost functions know
-    contexts: list[tuple[Dim, list[Dim]]] = field(default_factory=list)
+    contexts: list[tuple[Dim, list[Dim], list[Dim]]] = field(default_factory=list)
     least: list[tuple[Dim, int, str]] = field(default_factory=list)
     values: Mapping[fx.Node, Values | list[Values]] = field(
         default_factory=dict
@@ -100,9 +100,9 @@ class Call:
         """Values at different indices of this dim meet in one output element whose other axes are unchanged."""
         self.mixed.append(dim)
 
-    def limit(self, dim: Dim, context: list[Dim]) -> None:
-        """A choice along ``dim`` may differ along the axes of these dims at the most."""
-        self.contexts.append((dim, context))
+    def limit(self, dim: Dim, context: list[Dim], apart: Sequence[Dim] = ()) -> None:
+        """A choice along ``dim`` may differ along the axes of these dims at the most, and not along those ``apart``."""
+        self.contexts.append((dim, context, list(apart)))
 
     def need(self, dim: Dim, count: int, why: str) -> None:
         """At least so many indices of the dim must stay."""

@@ -64,6 +64,11 @@ def test_choices_on_two_dims_of_a_tensor_do_not_depend_on_each_other_in_a_circle
     assert any(len(group.sizes) > 1 for group in program.get(AxisMap).groups)
 
 
+def test_an_axis_that_is_two_letters_of_an_op_lets_no_choice_differ_along_it():
+    program = seeded(46421, steps=(0, 1, 3))  # its experts are a product of gate-or-value and neuron, by a shared weight
+    assert [str(find) for seed in range(4) for find in check(program, seed)] == []
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_a_program_whose_batch_has_no_number_obeys_the_laws_of_verify(seed):
     program = with_symbolic_batch(seeded(seed, symbolic=True))

@@ -15,7 +15,7 @@ from fxcompress.cli.progress import Steps
 from fxcompress.compressed import CompressedModel
 from fxcompress.errors import CompressError
 from fxcompress.export.load import read_manifest, sha256
-from fxcompress.export.transformers import renumbering
+from fxcompress.export.names import renumbering
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.rewrite import rewrite
@@ -99,7 +99,7 @@ def _compared(replayed: CompressedModel, loaded: CompressedModel) -> Iterator[Ch
     yield Check("result", "ties are kept", not broken, detail)
     inputs = verify.probe(replayed.program)
     with torch.no_grad():
-        error = verify.difference(replayed.program.module(*inputs), loaded.program.module(*inputs))
+        error = verify.difference(replayed.program.run(*inputs), loaded.program.run(*inputs))
     most = verify.tolerance(replayed.program)
     yield Check("result", "outputs equal the replay's", error <= most, f"error {error:.2g} (at most {most:g})")
 

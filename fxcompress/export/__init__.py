@@ -1,7 +1,7 @@
-"""From a program back to checkpoints: the config of the result, saving, loading."""
+"""Ways out of a program: an ordinary model of transformers, and the one saved form that every result has."""
 
 from fxcompress.export.config import NotExpressible
-from fxcompress.export.files import output_directory, prepare_output
-from fxcompress.export.transformers import to_transformers
+from fxcompress.export.files import prepare_output
+from fxcompress.export.form import to_transformers
 
-__all__ = ["NotExpressible", "output_directory", "prepare_output", "to_transformers"]
+__all__ = ["NotExpressible", "prepare_output", "to_transformers"]

@@ -1,25 +1,28 @@
-"""Load a saved result: build the base on ``meta``, capture it, replay the sizes, fill in the weights."""
+"""Load a saved result: build the base on ``meta``, capture it, replay the sizes; the weights stay in their files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from fxcompress.capture import capture
+from fxcompress.checkpoint import read_checkpoint
 from fxcompress.errors import CompressError
-from fxcompress.export.transformers import renumbered, renumbering
+from fxcompress.export.names import renumbered, renumbering
+from fxcompress.opened import open_program
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.report import Report
 from fxcompress.rewrite import rewrite
+from fxcompress.stored import Files
 
 FORMAT = 1
 MANIFEST = "fxcompress.json"
@@ -30,8 +33,9 @@ def load(
 ) -> tuple[Program, list[Step], Report]:
     """The program that was saved in a directory, the plan it still has to be told with, and its report.
 
-    ``model``, ``example_inputs``: for results of plain modules, the module as it was before compression (its weights
-    are not read) and the inputs it was captured with. Raises CompressError for files that are missing or changed.
+    Its values stay in the files until they are used: ``Program.loaded`` brings them all into memory. ``model``,
+    ``example_inputs``: for results of plain modules, the module as it was before compression (its weights are not
+    read) and the inputs it was captured with. Raises CompressError for files that are missing or changed.
     """
     folder = Path(path)
     manifest = read_manifest(folder)
@@ -44,12 +48,12 @@ def load(
     steps = [Step.from_json(step) for step in manifest["steps"]]
     report = Report.from_json(manifest["report"])
     if manifest["loads_with"] == "transformers":  # the smaller config says it all: nothing is left to replay
-        whole = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-        return capture(whole.eval()), [], report
-    stored = _stored(folder)
-    base = _base_on_meta(manifest["base"], stored, steps) if model is None else model
+        return open_program(read_checkpoint(folder))[0], [], report
+    files = Files(folder / name for name in manifest["sha256"])
+    base = _base_on_meta(manifest["base"], files, steps) if model is None else model
     program = _replay(capture(base, example_inputs), steps)
-    return _filled(program, steps, stored, folder), steps, report
+    program.readers = _readers(program, steps, files, folder)
+    return program, steps, report
 
 
 def sha256(file: Path) -> str:
@@ -71,7 +75,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _base_on_meta(base: dict[str, Any], stored: dict[str, torch.Tensor], steps: list[Step]) -> nn.Module:
+def _base_on_meta(base: dict[str, Any], files: Files, steps: list[Step]) -> nn.Module:
     """The original class, by its name in transformers alone: no other code is ever imported.
 
     Every tensor has the dtype that was stored: which casts a captured graph has depends on it.
@@ -85,9 +89,9 @@ def _base_on_meta(base: dict[str, Any], stored: dict[str, torch.Tensor], steps: 
         model = kind(config).eval()
     removed = [path for step in steps for path in step.remove]
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        found = stored.get(renumbered(name, removed))
-        if found is not None:
-            tensor.data = tensor.data.to(found.dtype)
+        stored = renumbered(name, removed)
+        if stored in files:
+            tensor.data = tensor.data.to(files.on_meta(stored).dtype)
     return model
 
 
@@ -98,24 +102,14 @@ def _replay(program: Program, steps: list[Step]) -> Program:
     return program
 
 
-def _stored(folder: Path) -> dict[str, torch.Tensor]:
-    stored: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            stored.update(load_file(file))
-        except (SafetensorError, OSError) as error:
-            raise CompressError(f"{file} cannot be read: {error}") from error
-    return stored
-
-
-def _filled(program: Program, steps: list[Step], stored: dict[str, torch.Tensor], folder: Path) -> Program:
-    """The program with its tensors as they were stored."""
+def _readers(program: Program, steps: list[Step], files: Files, folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    """How each tensor of the replayed program is read. Raises CompressError where one is not there as the plan says."""
     names = renumbering(program, steps)
-    missing = sorted(names[name] for name in program.state if names[name] not in stored)
+    missing = sorted(names[name] for name in program.state if names[name] not in files)
     if missing:
         raise CompressError(f"{folder}: {len(missing)} tensors are missing, {missing[0]} among them")
     for name, tensor in program.state.items():
-        found = tuple(stored[names[name]].shape)
+        found = tuple(files.on_meta(names[name]).shape)
         if found != tuple(tensor.shape):
             raise CompressError(f"{names[name]} has shape {found} in the file, {tuple(tensor.shape)} by the plan")
-    return program.map_state(lambda name, _: stored[names[name]]).on_device(torch.device("cpu"))
+    return {name: partial(files.read, names[name]) for name in program.state}

@@ -237,7 +237,7 @@ def test_an_interrupt_while_saving_leaves_nothing_behind(tmp_path, monkeypatch, 
     def interrupted(*_):
         raise error
 
-    monkeypatch.setattr(saving, "_reload_error", interrupted)
+    monkeypatch.setattr(saving.Result, "_reload_error", interrupted)
     with pytest.raises(error):
         small.save_pretrained(tmp_path / "out")
     assert not any(tmp_path.iterdir())
