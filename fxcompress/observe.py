@@ -6,7 +6,7 @@ needs memory for one vector a dim, whatever the number of batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,30 +16,50 @@ from fxcompress.axes import AxisMap, Group
 from fxcompress.axis import leaves
 from fxcompress.errors import CompressError
 from fxcompress.program import Program
+from fxcompress.segments import Kept, Segment, segments
+from fxcompress.streamed import Run
 
 Batch = Mapping[str, Tensor]
 
 
-class MeanSquares(fx.Interpreter):
+class MeanSquares(Run):
     """Run batches and keep, for each watched (node, dim), the mean square along that dim."""
 
     def __init__(self, program: Program, watched: Iterable[tuple[fx.Node, int]]) -> None:
-        super().__init__(program.module)
+        super().__init__(program.module, program.readers)
         self.program = program
         self.sums: dict[tuple[fx.Node, int], Tensor | float] = dict.fromkeys(watched, 0.0)
         self.counts: dict[tuple[fx.Node, int], float] = dict.fromkeys(self.sums, 0.0)
         self._dims: dict[fx.Node, list[int]] = {}
         for node, dim in self.sums:
             self._dims.setdefault(node, []).append(dim)
+        whole = Segment(tuple(self.module.graph.nodes)[:-1], ())
+        self.parts = segments(program) if self.readers else [whole]
 
     @torch.no_grad()
-    def sweep(self, batches: Iterable[Batch], progress: Callable[[], None] = lambda: None) -> None:
-        for batch in batches:
-            inputs = self.program.bind(**batch)
-            mask = dict(zip(self.program.inputs, inputs, strict=True)).get("attention_mask")
-            self._mask = None if mask is None else mask.bool()
-            self.run(*inputs)
-            progress()
+    def sweep(self, batches: Sequence[Batch], progress: Callable[[], None] = lambda: None) -> None:
+        """Run all batches; ``progress`` is called for each part and batch. Weights in files are read once for all."""
+        with Kept() as kept:
+            for i, batch in enumerate(batches):
+                kept.put(i, dict(zip(self.program.inputs, self.program.bind(**batch), strict=True)))
+            for part in self.parts:
+                self.hold(part.weights)
+                for i in range(len(batches)):
+                    self._mask = self._masks(batches[i])
+                    values = self._run_part(part, kept.take(i))
+                    kept.put(i, values)
+                    progress()
+        self.hold(())
+
+    def _masks(self, batch: Batch) -> Tensor | None:
+        mask = batch.get("attention_mask")
+        return None if mask is None else mask.bool()
+
+    def _run_part(self, part: Segment, values: dict[str, Any]) -> dict[str, Any]:
+        """Values by node name, before and after a part of the graph."""
+        named = {node.name: node for node in self.module.graph.nodes if node.name in values}
+        env = self.run_part(part.nodes, {named[name]: value for name, value in values.items()})
+        return {node.name: env[node] for node in part.alive}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)

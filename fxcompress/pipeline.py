@@ -134,7 +134,7 @@ class Pipeline:
         for border, name in self._borders:  # the batches have the token ids of the original
             batches = [border.batch(batch, name) for batch in batches]
         observer = observe.MeanSquares(program, watched)
-        with self._step(f"{p.name}: calibration", len(batches)) as advance:
+        with self._step(f"{p.name}: calibration", len(batches) * len(observer.parts)) as advance:
             observer.sweep(batches, advance)
         return observer.result()
 

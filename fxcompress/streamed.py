@@ -6,8 +6,7 @@ Memory is that of the largest call's weights and of the activations that are ali
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -18,22 +17,16 @@ Readers: TypeAlias = "Mapping[str, Callable[[], Tensor]]"  # a tensor's name -> 
 META, CPU = torch.device("meta"), torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class _InFile:
-    """Stands for a weight until a call uses it."""
-
-    name: str
-
-
 class Run(fx.Interpreter):
     """Runs a graph over weights that are in memory (``readers`` is empty) or in files."""
 
     def __init__(self, module: fx.GraphModule, readers: Readers) -> None:
         super().__init__(module)
         self.readers = readers
+        self.held: dict[str, Tensor] = {}
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return _InFile(target) if target in self.readers else super().get_attr(target, args, kwargs)
+        return None if target in self.readers else super().get_attr(target, args, kwargs)
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[Any, Any]:
         return self.arguments(n)
@@ -47,8 +40,25 @@ class Run(fx.Interpreter):
         return fx.node.map_aggregate((args, kwargs), lambda a: CPU if a == META else a)
 
     def value(self, node: fx.Node) -> Any:
-        value = self.env[node]
-        return self.read(value.name) if isinstance(value, _InFile) else value
+        """A node's value; a weight in a file is read here, for one call."""
+        if node.op != "get_attr":
+            return self.env[node]
+        name = str(node.target)
+        if name not in self.readers:
+            return super().get_attr(name, (), {})
+        return self.held[name] if name in self.held else self.readers[name]()
 
-    def read(self, name: str) -> Tensor:
-        return self.readers[name]()
+    def hold(self, names: Iterable[str]) -> None:
+        """Keep these weights until others are held."""
+        self.held = {}
+        self.held = {name: self.readers[name]() for name in names if name in self.readers}
+
+    def run_part(self, nodes: Iterable[fx.Node], env: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
+        """Run some nodes with the values of earlier ones; returns what is alive after them."""
+        self.env = env
+        for node in nodes:
+            if node not in self.env:
+                self.env[node] = self.run_node(node)
+            for used in self.user_to_last_uses.get(node, ()):
+                self.env.pop(used, None)
+        return self.env

@@ -1,0 +1,105 @@
+"""What a run has finished, in a folder beside its output: a run that was stopped goes on from there.
+
+    .OUT.fxcompress/journal.json    the request's hash, and what each finished stage gave
+    .OUT.fxcompress/result/         the output as far as it is written; renamed to OUT at the end
+    .OUT.fxcompress/lock            held by the run that is writing
+
+Stages count only for the same request: the same files, recipe, options and versions, by their hashes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fxcompress.errors import CompressError
+
+FORMAT = 1
+
+
+class Journal:
+    """Results of finished stages by the stage's name; each is on the disk before the next begins."""
+
+    def __init__(self, file: Path, key: str) -> None:
+        self.file, self.key = file, key
+        self.stages: dict[str, Any] = {}
+
+    def __contains__(self, what: str) -> bool:
+        return what in self.stages
+
+    def stage(self, what: str, make: Callable[[], Any], holds: Callable[[Any], bool] = lambda _: True) -> Any:
+        """What a stage gave in an earlier run, if that still holds, else what it gives now. Results are JSON."""
+        if what not in self.stages or not holds(self.stages[what]):
+            self.stages[what] = make()
+            self._write()
+        return self.stages[what]
+
+    def read(self) -> None:
+        """Take over what an earlier run has finished. Raises CompressError where that was another request."""
+        try:
+            content = json.loads(self.file.read_text())
+            key, stages = content["key"], dict(content["stages"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # none, or cut short by a full disk: the run begins anew
+        if key != self.key:
+            raise CompressError(
+                f"{self.file.parent} has an unfinished run of another request (other files, recipe, options or"
+                " versions): remove it to begin anew, or choose another output"
+            )
+        self.stages = stages
+
+    def _write(self) -> None:
+        beside = self.file.with_suffix(".part")
+        with beside.open("w") as stream:
+            json.dump({"format": FORMAT, "key": self.key, "stages": self.stages}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.rename(self.file)
+
+
+def key_of(request: Mapping[str, Any]) -> str:
+    """The hash of a request, which is JSON."""
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+def folder_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.fxcompress")
+
+
+@contextlib.contextmanager
+def journaled(target: Path, key: str) -> Iterator[tuple[Path, Journal]]:
+    """A folder that becomes ``target`` when the block ends well, and the journal of the run that fills it.
+
+    When the block does not end well both stay for the next run, unless no stage was finished. Raises CompressError
+    where another run is writing the same output.
+    """
+    beside = folder_of(target)
+    (beside / "result").mkdir(parents=True, exist_ok=True)
+    with _locked(beside / "lock", target):
+        journal = Journal(beside / "journal.json", key)
+        journal.read()
+        try:
+            yield beside / "result", journal
+            os.replace(beside / "result", target)
+            journal.stages = {}
+        finally:
+            if not journal.stages:
+                shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(file: Path, target: Path) -> Iterator[None]:
+    """Held while the process lives, however it ends."""
+    with file.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CompressError(f"another run is writing {target}") from error
+        yield
