@@ -2,18 +2,29 @@
 
 A plan names groups by their keys and modules by their paths, so that it can be written as JSON, replayed on a model of
 the same class and compared with another. Indices are written as ranges: ``"0-5,7,9-20"``; a list of such strings
-stands for a choice that differs along an outer axis.
+stands for a choice that differs along an outer axis. A range is short however much it stands for, so what a text may
+expand to is bounded.
 """
 
 from __future__ import annotations
 
+import math
 import re
+import reprlib
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fxcompress.errors import CompressError
+
+MOST_INDICES = 1 << 25  # 256 MB: the neurons of 256 experts in each of 60 layers are fewer
+_MOST_OUTER = 3  # axes along which a choice differs
+_ROW = 128  # indices that take as much memory as a row by itself
+_RUN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?(?:,(?=[0-9])|\Z)")
 
 
 @dataclass(frozen=True)
@@ -36,9 +47,28 @@ class Step:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Step:
-        keep = {key: read_ranges(text) for key, text in data["keep"].items()}
-        return cls(data["pass"], keep, tuple(data["remove"]))
+    def from_json(cls, data: Any, at_most: int = MOST_INDICES) -> Step:
+        """The inverse of ``to_json``. Raises CompressError for anything else, and for more than ``at_most`` indices."""
+        match data:
+            case {"pass": str(name), "keep": dict(texts), "remove": list(paths)} if len(data) == 3:
+                if not all(isinstance(text, str) for text in (*texts, *paths)):
+                    raise CompressError(f"the step {reprlib.repr(name)} names groups or modules by what is no text")
+                return cls(name, _read_keep(texts, at_most), tuple(paths))
+        raise CompressError("a step has the fields pass, keep and remove: a name, indices by group, a list of modules")
+
+
+def read_steps(data: Any, at_most: int = MOST_INDICES) -> list[Step]:
+    """The steps of a plan. Raises CompressError for anything else, and for more than ``at_most`` indices in all."""
+    if not isinstance(data, list):
+        raise CompressError(f"a plan is a list of steps, not {reprlib.repr(data)}")
+    steps: list[Step] = []
+    for i, entry in enumerate(data):
+        try:
+            steps.append(Step.from_json(entry, at_most))
+        except CompressError as error:
+            raise CompressError(f"steps[{i}]: {error}") from error
+        at_most -= sum(map(_cost, steps[-1].keep.values()))
+    return steps
 
 
 def write_ranges(index: Tensor) -> Any:
@@ -54,16 +84,55 @@ def write_ranges(index: Tensor) -> Any:
     return ",".join(f"{a}-{b}" if b > a else str(a) for a, b in runs)
 
 
-def read_ranges(text: Any) -> Tensor:
-    """The inverse of ``write_ranges``. Raises ValueError for anything else."""
-    if isinstance(text, list):
-        return torch.stack([read_ranges(row) for row in text])
-    if not isinstance(text, str):
-        raise ValueError(f"kept indices are ranges like '0-5,7', not {text!r}")
-    index: list[int] = []
-    for run in filter(None, text.split(",")):
-        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", run)
-        if match is None:
-            raise ValueError(f"{run!r} is not an index or a range of indices like '0-5'")
-        index += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return torch.tensor(index, dtype=torch.long)
+def read_ranges(text: Any, at_most: int = MOST_INDICES) -> Tensor:
+    """The inverse of ``write_ranges``. Raises CompressError for anything else and for more than ``at_most`` indices."""
+    return _read_rows(text, at_most, _MOST_OUTER)
+
+
+def _read_keep(texts: Mapping[str, Any], at_most: int) -> dict[str, Tensor]:
+    keep: dict[str, Tensor] = {}
+    for key, text in texts.items():
+        try:
+            keep[key] = read_ranges(text, at_most)
+        except CompressError as error:
+            raise CompressError(f"{reprlib.repr(key)}: {error}") from error
+        at_most -= _cost(keep[key])
+    return keep
+
+
+def _read_rows(text: Any, at_most: int, outer: int) -> Tensor:
+    if isinstance(text, str):
+        return _read_row(text, at_most)
+    if not isinstance(text, list) or not text or not outer:
+        raise CompressError(f"kept indices are ranges like '0-5,7' or rows of them, not {reprlib.repr(text)}")
+    rows: list[Tensor] = []
+    for row in text:
+        rows.append(_read_rows(row, at_most, outer - 1))
+        at_most -= _cost(rows[-1])
+        if rows[-1].shape != rows[0].shape:
+            raise CompressError(
+                f"rows of kept indices have the shapes {tuple(rows[0].shape)} and {tuple(rows[-1].shape)}"
+            )
+    return torch.stack(rows)
+
+
+def _read_row(text: str, at_most: int) -> Tensor:
+    first, length = array("q"), array("q")
+    at = total = 0
+    while at < len(text):
+        run = _RUN.match(text, at)
+        if run is None or int(run[2] or run[1]) < int(run[1]):
+            raise CompressError(f"kept indices are ranges like '0-5,7', not {reprlib.repr(text[at:])}")
+        first.append(int(run[1]))
+        length.append(int(run[2] or run[1]) + 1 - first[-1])
+        at, total = run.end(), total + length[-1]
+        if total > at_most:
+            raise CompressError(f"{reprlib.repr(text)} stands for too many indices: at most {MOST_INDICES:,} are read")
+    counts = torch.tensor(length, dtype=torch.long)
+    shift = torch.tensor(first, dtype=torch.long) - (counts.cumsum(0) - counts)
+    return shift.repeat_interleave(counts) + torch.arange(total)
+
+
+def _cost(index: Tensor) -> int:
+    """The memory that was taken, in indices: a row takes some even when it is empty."""
+    return index.numel() + _ROW * math.prod(index.shape[:-1])
