@@ -44,7 +44,7 @@ def read_json(file: Path, at_most: int) -> Any:
         raise CompressError(f"{file} is not JSON: {error}") from error
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str) -> Any:
     """The value that a JSON text stands for. Raises CompressError for anything else and for a key twice."""
     try:
         return json.loads(text, object_pairs_hook=_unique)
@@ -52,7 +52,7 @@ def parse_json(text: str | bytes) -> Any:
         raise CompressError("it is nested too deeply") from error
     except CompressError:
         raise
-    except ValueError as error:  # no JSON, bytes that are no text, numbers of thousands of digits
+    except ValueError as error:  # no JSON, or numbers of thousands of digits
         raise CompressError(str(error)) from error
 
 
