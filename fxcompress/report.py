@@ -36,7 +36,11 @@ class Report:
         return cls([_entry(record) for record in records])
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Report:
+    def from_json(cls, data: Any) -> Report:
+        """The inverse of ``to_json``. Raises CompressError, naming the field, for anything else."""
+        from fxcompress.schema import ReportFields, check
+
+        check(ReportFields, data, "report")
         errors = (data.get("reload_error"), data.get("capture_error"))
         return cls(list(data["passes"]), *errors, notes=dict(data.get("notes", {})))
 

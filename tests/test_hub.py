@@ -108,7 +108,7 @@ def ask(cache: Path, *questions: tuple[object, ...], **environment: str) -> list
         [sys.executable, "-c", ASK],
         input=json.dumps(questions),
         env=given | told,
-        cwd=Path(__file__).parent.parent,
+        cwd=cache,
         capture_output=True,
         text=True,
         timeout=120,
