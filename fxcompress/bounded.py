@@ -18,7 +18,9 @@ import yaml
 
 from fxcompress.errors import CompressError
 
-_LONGEST = 120  # characters of a name that an error shows
+_LONGEST = 120  # characters that an error shows of a name
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _LONGEST
 
 
 def read_text(file: Path, at_most: int) -> str:
@@ -70,10 +72,12 @@ def parse_yaml(text: str, at_most: int) -> Any:
 
 def shown(name: Any) -> str:
     """A name out of a file as an error shows it: in one line, not too long, and without what moves a cursor."""
-    if not isinstance(name, str):
-        return reprlib.repr(name)
-    text = name if name.isprintable() else repr(name)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text):,} characters)"
+    return name if isinstance(name, str) and name.isprintable() and len(name) <= _LONGEST else quoted(name)
+
+
+def quoted(value: Any) -> str:
+    """A value as Python writes it, with the middle left out where it is long."""
+    return _SHORT.repr(value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

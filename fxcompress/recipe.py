@@ -6,7 +6,8 @@
       - RemoveLayers: {layers: [-2]}
     calibration: {file: text.txt, samples: 64, length: 512}
 
-What a pass takes is read off its dataclass: a new pass needs nothing here. Text is only ever parsed, never evaluated.
+What a pass takes is read off its dataclass: a new pass needs nothing here. Text is only ever parsed, never evaluated,
+and it stands for no more than it is long: YAML's tags and aliases are not read.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fxcompress import passes as registry
+from fxcompress.bounded import parse_yaml, quoted, read_text, shown
 from fxcompress.errors import CompressError
 from fxcompress.pipeline import Pass
 
 PASSES: dict[str, type[Pass]] = {name: getattr(registry, name) for name in registry.__all__}
+MOST_RECIPE = 1 << 20  # bytes; lists of all tokens of a vocabulary fit
+MOST_PASS = 1 << 17  # characters, as many as an argument of a command has
 M = TypeVar("M", bound=BaseModel)
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -64,9 +68,11 @@ class Recipe:
         """Read a recipe file; a calibration file is named relative to it. Raises CompressError, naming the entry."""
         path = Path(path)
         try:
-            recipe = cls.from_yaml(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise CompressError(f"the recipe {path} cannot be read: {error}") from error
+            text = read_text(path, MOST_RECIPE)
+        except CompressError as error:
+            raise CompressError(f"the recipe {error}") from error
+        try:
+            recipe = cls.from_yaml(text)
         except CompressError as error:
             raise CompressError(f"{path}: {error}") from error
         if recipe.calibration is None:
@@ -76,10 +82,8 @@ class Recipe:
 
     @classmethod
     def from_yaml(cls, text: str) -> Recipe:
-        try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise CompressError(f"not YAML: {' '.join(str(error).split())}") from error
+        """The recipe that a YAML text is. Raises CompressError, naming the entry, for anything else."""
+        content = parse_yaml(text, MOST_RECIPE)
         if not isinstance(content, dict):
             raise CompressError("a recipe is a mapping with version: 1 and passes: [...]")
         file = _checked(_File, content, "recipe")
@@ -89,7 +93,7 @@ class Recipe:
 
     @classmethod
     def parse_pass(cls, text: str) -> Pass:
-        """``PruneFFN(ratio=0.25)``: a name and options that are literals."""
+        """``PruneFFN(ratio=0.25)``: a name and options that are literals. Raises CompressError for anything else."""
         name, options = _parse_call(text)
         return make_pass(name, options)
 
@@ -107,7 +111,7 @@ def make_pass(name: str, options: Mapping[str, Any]) -> Pass:
     """A pass by its name and options. Raises CompressError for names, keys, types and values that are not there."""
     if name not in PASSES:
         raise CompressError(
-            f"there is no pass {name!r}{_did_you_mean(name, list(PASSES))}; there are {', '.join(PASSES)}"
+            f"there is no pass {quoted(name)}{_did_you_mean(name, list(PASSES))}; there are {', '.join(PASSES)}"
         )
     checked = _checked(_schema(PASSES[name]), options, name)
     try:
@@ -126,22 +130,27 @@ def _schema(kind: type[Pass]) -> type[BaseModel]:
 def _checked(schema: type[M], values: Mapping[str, Any], what: str) -> M:
     """Values against a schema, as JSON: lists stand for tuples there, and numbers are not made from text."""
     try:
-        return schema.model_validate_json(json.dumps(values, default=str))
+        return schema.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        known = list(schema.model_fields)
-        raise CompressError("; ".join(_say(problem, what, known) for problem in error.errors())) from error
+        first = error.errors(include_url=False)[:_MOST_PROBLEMS]
+        raise CompressError("; ".join(_say(problem, what, list(schema.model_fields)) for problem in first)) from error
+    except (TypeError, ValueError, RecursionError) as error:  # bytes, sets, numbers of thousands of digits
+        raise CompressError(f"{what}: options are texts, numbers, true, false and lists of them: {error}") from error
+
+
+_MOST_PROBLEMS = 3  # that are said at once
 
 
 def _say(problem: Mapping[str, Any], what: str, known: list[str]) -> str:
-    *outer, key = problem["loc"] or ("",)
-    where = ".".join(map(str, (what, *outer)))
+    *outer, key = problem["loc"] or ("options",)
+    where = shown(".".join(map(str, (what, *outer))))
     if problem["type"] == "extra_forbidden":
         known = list(Calibration.model_fields) if outer else known
-        return f"{where} has no option {key!r}{_did_you_mean(str(key), known)}; it has {', '.join(known)}"
+        return f"{where} has no option {quoted(key)}{_did_you_mean(str(key), known)}; it has {', '.join(known)}"
     if problem["type"] == "missing":
         return f"{where} needs {key}"
     wanted = problem["msg"].replace("Input", "it").replace("array", "list").replace("an object", "a mapping")
-    return f"{where}.{key}={problem['input']!r}: {wanted}"
+    return f"{where}.{shown(str(key))}={quoted(problem['input'])}: {wanted}"
 
 
 def _entry(i: int, entry: Mapping[str, dict[str, Any] | None]) -> Pass:
@@ -155,7 +164,9 @@ def _entry(i: int, entry: Mapping[str, dict[str, Any] | None]) -> Pass:
 
 
 def _parse_call(text: str) -> tuple[str, dict[str, Any]]:
-    wrong = CompressError(f"{text!r} is not a pass: write a name and options, 'PruneFFN(ratio=0.25)'")
+    wrong = CompressError(f"{quoted(text)} is not a pass: write a name and options, 'PruneFFN(ratio=0.25)'")
+    if len(text) > MOST_PASS:
+        raise wrong
     try:
         call = ast.parse(text.strip(), mode="eval").body
         if isinstance(call, ast.Name):
@@ -163,7 +174,7 @@ def _parse_call(text: str) -> tuple[str, dict[str, Any]]:
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             raise wrong
         options = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg is not None}
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:  # the last: nested too deeply
         raise wrong from error
     if len(options) != len(call.keywords):  # **options, or a name twice
         raise wrong
@@ -172,5 +183,5 @@ def _parse_call(text: str) -> tuple[str, dict[str, Any]]:
 
 def _did_you_mean(name: str, known: list[str]) -> str:
     lowered = {k.lower(): k for k in known}
-    near = difflib.get_close_matches(name.lower(), lowered, n=2, cutoff=0.5)
+    near = difflib.get_close_matches(name[:100].lower(), lowered, n=2, cutoff=0.5)
     return f" (did you mean {' or '.join(lowered[n] for n in near)}?)" if near else ""
