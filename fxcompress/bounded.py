@@ -19,6 +19,7 @@ import yaml
 from fxcompress.errors import CompressError
 
 _LONGEST = 120  # characters that an error shows of a name
+_LONGEST_ERROR = 500  # characters of one of another library's
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _LONGEST
 
@@ -67,7 +68,7 @@ def parse_yaml(text: str, at_most: int) -> Any:
     except RecursionError as error:
         raise CompressError("not YAML that is read here: it is nested too deeply") from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise CompressError(f"not YAML: {' '.join(str(error).split())}") from error
+        raise CompressError(f"not YAML: {one_line(error)}") from error
 
 
 def shown(name: Any) -> str:
@@ -78,6 +79,12 @@ def shown(name: Any) -> str:
 def quoted(value: Any) -> str:
     """A value as Python writes it, with the middle left out where it is long."""
     return _SHORT.repr(value)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of a library says of a text, which it may quote, in one line that can be printed."""
+    text = " ".join(str(error).split())[:_LONGEST_ERROR]
+    return "".join(letter if letter.isprintable() else "?" for letter in text) or type(error).__name__
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,13 +10,15 @@ vocab.txt, added_tokens.json, tokenizer.model) are left out: they would still sa
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fxcompress.bounded import one_line, read_json
 from fxcompress.checkpoint import read_tokenizer
 from fxcompress.errors import CompressError, ProofError
 from fxcompress.token_fields import renumber_config
@@ -24,6 +26,7 @@ from fxcompress.vocabulary import needed, new_ids, places_of_ids, require_model,
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 _WITHOUT_IDS = ("special_tokens_map.json", "chat_template.jinja", "chat_template.json")
+_MOST_BYTES = 1 << 28  # several times what vocabularies of a quarter of a million tokens take
 _TEMPLATES = "additional_chat_templates"
 
 
@@ -31,7 +34,8 @@ def rewrite_tokenizer(source_dir: str | Path, target_dir: str | Path, kept_ids: 
     """Write the tokenizer in one folder, with the kept ids alone, into another that exists; returns new id by old id.
 
     ``kept_ids``: as ``vocabulary.closed`` gives them. Raises CompressError before anything is written for ids that are
-    no tokens, that are not ascending or that leave out what the tokenizer needs, and for a tokenizer that is not fast.
+    no tokens, that are not ascending or that leave out what the tokenizer needs, for a tokenizer that is not fast, and
+    for files that are not as its library writes them.
     """
     source, target = Path(source_dir), Path(target_dir)
     if source.resolve() == target.resolve():
@@ -41,12 +45,13 @@ def rewrite_tokenizer(source_dir: str | Path, target_dir: str | Path, kept_ids: 
     spec, new_id = spec_of(tokenizer), new_ids(kept_ids)
     _require_closed(spec, new_id)
     config = _read_json(source / CONFIG) if (source / CONFIG).is_file() else {}
-    files = {
-        TOKENIZER: renumbered(written, new_id),
-        CONFIG: _renumbered_config(config, spec, new_id) | {"tokenizer_class": type(tokenizer).__name__},
-    }
-    for name, values in files.items():
-        (target / name).write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    config |= {"tokenizer_class": type(tokenizer).__name__}
+    with _as_the_library_writes_it(source):
+        files = {TOKENIZER: renumbered(written, new_id), CONFIG: _renumbered_config(config, spec, new_id)}
+        texts = {name: json.dumps(values, ensure_ascii=False, indent=1) + "\n" for name, values in files.items()}
+        contents = {name: text.encode() for name, text in texts.items()}  # halves of characters have no encoding
+    for name, content in contents.items():
+        (target / name).write_bytes(content)
     _copy_what_has_no_ids(source, target)
     if spec_of(_load(target)) != renumbered(spec, new_id):
         raise ProofError(
@@ -114,7 +119,7 @@ def _load(folder: Path) -> Any:
     except CompressError:
         raise
     except Exception as error:  # the tokenizers library raises nothing narrower
-        raise CompressError(f"{folder / TOKENIZER} cannot be read: {error}") from error
+        raise CompressError(f"{folder / TOKENIZER} cannot be read: {one_line(error)}") from error
 
 
 def _read_tokenizer_json(file: Path) -> dict[str, Any]:
@@ -131,10 +136,19 @@ def _read_tokenizer_json(file: Path) -> dict[str, Any]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CompressError(f"{file} is not JSON: {error}") from error
+    values = read_json(file, _MOST_BYTES)
     if not isinstance(values, dict):
         raise CompressError(f"{file} holds no fields")
     return values
+
+
+@contextlib.contextmanager
+def _as_the_library_writes_it(folder: Path) -> Iterator[None]:
+    """The library reads more than it writes; what lies where it is not expected ends in a refusal."""
+    try:
+        yield
+    except CompressError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise CompressError(f"{folder / TOKENIZER} or {CONFIG} is not as their library writes it: {what}") from error
