@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Readers differ in which of two values they take: no file of ours or of transformers has such a key."""
     out = dict(pairs)
     if len(out) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
         raise CompressError(f"it has {shown(twice)} twice")
     return out
 

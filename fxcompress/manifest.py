@@ -29,10 +29,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         raise CompressError(f"{folder} holds no {MANIFEST}: it is not a result of fxcompress")
     file = inside(folder, MANIFEST)
-    try:
-        manifest = read_json(file, MOST_BYTES)
-    except CompressError as error:
-        raise CompressError(f"{file} cannot be read: {error}") from error
+    manifest = read_json(file, MOST_BYTES)
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise CompressError(f"{file} cannot be read: it has no field format")
     if manifest["format"] != FORMAT:

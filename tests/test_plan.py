@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fxcompress import CompressError
 from fxcompress.amount import Amount
-from fxcompress.plan import Step, read_ranges, write_ranges
+from fxcompress.plan import Step, read_ranges, read_steps, write_ranges
 
 indices = st.lists(st.integers(0, 300), unique=True, min_size=1, max_size=40)
 
@@ -40,10 +40,44 @@ def test_a_step_survives_json():
     assert torch.equal(again.keep["a.weight[0]"], step.keep["a.weight[0]"])
 
 
-@pytest.mark.parametrize("text", [3, None, "a-b", "1--2", {"0": 1}])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(3, None, {"0": 1}, True),
+        *("a-b", "1--2", "1,", ",1", " 1", "1\n", "-1", "+1", "1_0", "١", "5-2", "0-9999999999"),
+        *([], ["0", 1], ["0", "0-1"], [["0"], "1"], [[[["0"]]]]),
+    ],
+)
 def test_anything_else_is_no_range(text):
-    with pytest.raises(ValueError):  # noqa: PT011  (which number was wrong is int's to say)
+    with pytest.raises(CompressError, match="kept indices"):
         read_ranges(text)
+
+
+@pytest.mark.parametrize("text", ["0-999999999", "0-6,0-3", ["0-4", "0-4"]])
+def test_ranges_stand_for_no_more_indices_than_are_allowed(text):
+    with pytest.raises(CompressError, match="too many indices"):
+        read_ranges(text, at_most=10)
+
+
+def test_what_steps_may_stand_for_is_bounded_together():
+    steps = [Step("PruneFFN", {"a": torch.arange(6)}).to_json()] * 2
+    assert len(read_steps(steps)) == 2
+    with pytest.raises(CompressError, match=r"steps\[1\]: 'a': '0-5' stands for too many indices"):
+        read_steps(steps, at_most=10)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(None, [], {}, {"pass": "p", "keep": {}}, {"pass": "p", "keep": {}, "remove": [], "more": 1}),
+        *({"pass": 1, "keep": {}, "remove": []}, {"pass": "p", "keep": [], "remove": []}),
+        *({"pass": "p", "keep": {}, "remove": "abc"}, {"pass": "p", "keep": {}, "remove": [1]}),
+        {"pass": "p", "keep": {1: "0"}, "remove": []},
+    ],
+)
+def test_anything_else_is_no_step(data):
+    with pytest.raises(CompressError, match="step"):
+        Step.from_json(data)
 
 
 @given(st.integers(2, 400), st.floats(0.01, 0.99), st.integers(1, 8))
