@@ -11,6 +11,7 @@ from fxcompress.compressed import CompressedModel, apply, load
 from fxcompress.errors import CaptureError, CompressError, ProofError
 from fxcompress.export import NotExpressible
 from fxcompress.program import Program
+from fxcompress.run import compress
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ __all__ = [
     "ProofError",
     "apply",
     "capture",
+    "compress",
     "load",
     "passes",
 ]

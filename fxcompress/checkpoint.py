@@ -7,22 +7,22 @@ two lines that names the file, the field or the tensor.
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fxcompress import compat
+from fxcompress.bounded import read_json
 from fxcompress.errors import CompressError
+from fxcompress.files import INDEX, WEIGHTS, inside, read_header, weight_files
 from fxcompress.stored import Files, Stored
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+CONFIG = "config.json"
+_MOST_CONFIG = 1 << 24  # bytes
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -79,7 +79,7 @@ class Checkpoint:
         if missing:
             raise CompressError(f"{self.folder}: {_count(missing)} missing from the weights: {_some(missing)}")
         found = {name: stored.shape(name) for name in shapes if name in stored}
-        unlike = [name for name, shape in found.items() if shape != shapes[name]]
+        unlike = sorted(name for name, shape in found.items() if shape != shapes[name])
         if unlike:
             name = unlike[0]
             raise CompressError(
@@ -100,27 +100,29 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not file.is_file():
         raise CompressError(f"{given} holds no {CONFIG}: it is not a model's directory")
     config = _read_config(file)
-    return Checkpoint(given, config, _weight_files(given) if given.is_dir() else ())
+    files = tuple(dict.fromkeys(weight_files(given).values())) if given.is_dir() else ()
+    return Checkpoint(given, config, files)
 
 
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer that lies beside a model."""
     try:
         return AutoTokenizer.from_pretrained(folder, **_LOCAL)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the tokenizers library raises bare ones
         raise CompressError(f"{folder} has no tokenizer that can be read, and text needs one") from error
 
 
 def _read_config(file: Path) -> Any:
-    try:
-        values = json.loads(file.read_text())
-        kind = values["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CompressError(f"{file} is not a model's config: {type(error).__name__}: {error}") from error
+    inside(file.parent, file.name)
+    values = read_json(file, _MOST_CONFIG)
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+        raise CompressError(f"{file} is not a model's config: it has no model_type")
+    kind = values["model_type"]
     if kind not in CONFIG_MAPPING:
         raise CompressError(f"{file}: model_type {kind!r} is unknown to transformers {_hint(kind, values)}")
     if values.get("quantization_config"):
-        method = values["quantization_config"].get("quant_method", "some method")
+        said = values["quantization_config"]
+        method = said.get("quant_method", "some method") if isinstance(said, dict) else "some method"
         raise CompressError(f"{file}: the weights are quantised ({method}); compress the unquantised model instead")
     try:
         config = AutoConfig.from_pretrained(file, **_LOCAL)
@@ -139,53 +141,9 @@ def _hint(kind: str, values: dict[str, Any]) -> str:
     return transformers.__version__ + (f"; did you mean {' or '.join(near)}?" if near else "")
 
 
-def _weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of a checkpoint, each there and whole; none where there is a config alone."""
-    if (folder / INDEX).is_file():
-        names = _indexed(folder / INDEX)
-    elif (folder / WEIGHTS).is_file():
-        names = [WEIGHTS]
-    else:
-        pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
-        if pickles:
-            raise CompressError(f"{folder / pickles[0]} is a pickle and may run code: save the weights as safetensors")
-        return ()
-    files = tuple(folder / name for name in names)
-    for file in files:
-        _check_whole(file, len(files))
-    return files
-
-
-def _indexed(index: Path) -> list[str]:
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CompressError(f"{index} is not an index of weights: {type(error).__name__}: {error}") from error
-    outside = [name for name in names if Path(name).name != name]
-    if outside:
-        raise CompressError(f"{index} names a file outside its directory: {outside[0]}")
-    return names
-
-
-def _check_whole(file: Path, count: int) -> None:
-    """The header of a safetensors file says how long the file is."""
-    if not file.is_file():
-        raise CompressError(f"{file} is missing: the index names {count} files")
-    try:
-        with safe_open(file, "pt") as stream:
-            stream.keys()
-    except (SafetensorError, OSError) as error:
-        raise CompressError(f"{file} ({file.stat().st_size:,} bytes) is damaged or cut short: {error}") from error
-
-
 def _first_dtype(files: tuple[Path, ...]) -> torch.dtype | None:
-    for file in files:
-        with safe_open(file, "pt") as stream:
-            for name in stream.keys():  # noqa: SIM118  (the stream is no mapping)
-                dtype = _DTYPES.get(stream.get_slice(name).get_dtype())
-                if dtype is not None:
-                    return dtype
-    return None
+    stored = (tensor.dtype for file in files for tensor in read_header(file).values())
+    return next((_DTYPES[dtype] for dtype in stored if dtype in _DTYPES), None)
 
 
 def _first_line(error: BaseException) -> str:

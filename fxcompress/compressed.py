@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from fxcompress.errors import CaptureError
 from fxcompress.export.form import to_transformers
 from fxcompress.export.load import load as read
 from fxcompress.export.save import MAX_SHARD_SIZE, save
-from fxcompress.pipeline import Pass, Pipeline, Progress, check_values
+from fxcompress.journal import Journal
+from fxcompress.pipeline import Pass, Pipeline, check_values
 from fxcompress.plan import Step
 from fxcompress.program import Program
+from fxcompress.progress import Progress, silent
 from fxcompress.report import Report
-from fxcompress.verify import Law, captured_equals_model
+from fxcompress.source import Opened, open_source
+from fxcompress.verify import captured_equals_model
 
 
 class CompressedModel(nn.Module):
@@ -66,60 +69,79 @@ class CompressedModel(nn.Module):
 
 
 def apply(
-    model: nn.Module | Program | CompressedModel,
+    model: nn.Module | Program | CompressedModel | str | Path,
     passes: Sequence[Pass],
     calibration: Any = None,
     *,
     example_inputs: Any = None,
     verify: bool = True,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> CompressedModel:
     """Compress a model with passes, in order, each verified before the next. The user's model is left alone.
 
+    model: a module, a result, or the directory or hub id of one: then weights stay in their files until they are used,
+    and the model may be larger than memory.
     calibration: batches for passes that score by activations: an iterable of dicts of tensors or of token ids
     (batch, length), or one tensor of ids (samples, length).
     example_inputs: for modules that are not models of transformers, see ``fxcompress.capture``.
     verify: check the laws after every pass and raise ProofError when one does not hold.
-    progress: a function (what, steps or None) -> context manager that yields a function to call after each step.
+    progress: see ``fxcompress.progress``.
 
     Raises CompressError for requests that cannot be carried out, before anything is changed. On ``meta`` weights this
     is a dry run: shapes, counts and config of the result, with the first indices kept.
     """
-    earlier, before = [], Report()
-    if isinstance(model, CompressedModel):
-        earlier, before = list(model.steps), model.report
-        program = model.program
-    else:
-        program = model if isinstance(model, Program) else _captured(model, example_inputs, progress)
-    check_values(program)
-    if verify and not isinstance(model, Program | CompressedModel):
-        law = _compared(model, program)
-        before.capture_error = law.error
-        if law.why:
-            before.notes[law.name] = f"not checked: {law.why}"
-    pipeline = Pipeline(tuple(passes), verify, progress)
+    with progress("capture"):
+        opened = _opened(model, example_inputs)
+    return compress_opened(opened, passes, calibration, verify, progress)
+
+
+def compress_opened(
+    opened: Opened,
+    passes: Sequence[Pass],
+    calibration: Any = None,
+    verify: bool = True,
+    progress: Progress = silent,
+    journal: Journal | None = None,
+) -> CompressedModel:
+    """``apply`` to a program that is there; passes that the journal has are replayed."""
+    program, before = opened.program, opened.report
+    with progress("checks of the original"):
+        check = partial(_checks, opened, verify)
+        checked = journal.stage("checks", check) if journal is not None else check()
+    pipeline = Pipeline(tuple(passes), verify, progress, journal)
     result = _own(pipeline.run(program, calibration), program)
     report = Report.of(pipeline.records)
     report.passes[:0] = before.passes
     report.notes = {"model": program.origin.model_class.__name__} | before.notes
     report.capture_error = before.capture_error
-    return CompressedModel(result, [*earlier, *(record.step for record in pipeline.records)], report)
+    if checked is not None:
+        report.capture_error = checked["error"]
+        report.notes |= {checked["name"]: f"not checked: {checked['why']}"} if checked["why"] else {}
+    return CompressedModel(result, [*opened.steps, *(record.step for record in pipeline.records)], report)
 
 
-def _captured(model: nn.Module, example_inputs: Any, progress: Progress | None) -> Program:
-    with progress("capture", None) if progress else contextlib.nullcontext():
-        return capture(model, example_inputs)
+def _opened(model: nn.Module | Program | CompressedModel | str | Path, example_inputs: Any) -> Opened:
+    if isinstance(model, str | Path):
+        return open_source(model, example=example_inputs).opened()
+    if isinstance(model, CompressedModel):
+        return Opened(model.program, list(model.steps), model.report)
+    if isinstance(model, Program):
+        return Opened(model)
+    return Opened(capture(model, example_inputs), model=model)
 
 
-def _compared(model: nn.Module, program: Program) -> Law:
+def _checks(opened: Opened, verify: bool) -> dict[str, Any] | None:
     """How far the graph is from the model it was captured from: all other laws compare the graph with its rewrite."""
-    law = captured_equals_model(model, program)
+    check_values(opened.program)
+    if not verify or opened.model is None:
+        return None
+    law = captured_equals_model(opened.model, opened.program)
     if not law.holds:
         raise CaptureError(
-            f"the captured graph of {type(model).__name__} computes something else than the model: {law}. The model"
-            " does something that the replaced functions do not express, such as a mask of its own"
+            f"the captured graph of {type(opened.model).__name__} computes something else than the model: {law}. The"
+            " model does something that the replaced functions do not express, such as a mask of its own"
         )
-    return law
+    return {"name": law.name, "error": law.error, "why": law.why}
 
 
 def load(path: str | Path, model: nn.Module | None = None, example_inputs: Any = None) -> CompressedModel:

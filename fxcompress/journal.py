@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fxcompress.errors import CompressError
+from fxcompress.errors import CompressError, ProofError
 
 FORMAT = 1
 
@@ -77,8 +77,8 @@ def folder_of(target: Path) -> Path:
 def journaled(target: Path, key: str) -> Iterator[tuple[Path, Journal]]:
     """A folder that becomes ``target`` when the block ends well, and the journal of the run that fills it.
 
-    When the block does not end well both stay for the next run, unless no stage was finished. Raises CompressError
-    where another run is writing the same output.
+    When the block is stopped, or the machine fails it, both stay for the next run, unless no stage was finished. Raises
+    CompressError where another run is writing the same output.
     """
     beside = folder_of(target)
     (beside / "result").mkdir(parents=True, exist_ok=True)
@@ -88,10 +88,22 @@ def journaled(target: Path, key: str) -> Iterator[tuple[Path, Journal]]:
         try:
             yield beside / "result", journal
             os.replace(beside / "result", target)
-            journal.stages = {}
-        finally:
-            if not journal.stages:
-                shutil.rmtree(beside, ignore_errors=True)
+        except (CompressError, ProofError):  # would come again
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        except BaseException as error:
+            _keep(beside, journal, error)
+            raise
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _keep(beside: Path, journal: Journal, error: BaseException) -> None:
+    """What is finished stays for the next run, and the user is told so."""
+    if journal.stages:
+        done = ", ".join(journal.stages)
+        error.add_note(f"finished and kept in {beside}: {done}; the same command goes on from there")
+    else:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -7,9 +7,8 @@ clones, rewrites, refreshes, checks the laws and writes the record.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,8 +19,10 @@ from fxcompress.axes import AxisMap
 from fxcompress.border import Border
 from fxcompress.cost import Cost, Figures
 from fxcompress.errors import CompressError
+from fxcompress.journal import Journal
 from fxcompress.plan import Step
 from fxcompress.program import Program
+from fxcompress.progress import Progress, silent
 from fxcompress.rewrite import keep_by_axis, rewrite
 from fxcompress.score import Statistics
 
@@ -54,6 +55,25 @@ class Record:
     after: Figures
     step: Step
 
+    def to_json(self) -> dict[str, Any]:
+        """As a report has it."""
+        return {
+            "name": self.name,
+            "options": self.options,
+            "rows": [asdict(row) for row in self.rows],
+            "laws": [asdict(law) | {"holds": law.holds} for law in self.laws],
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+            "step": self.step.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Record:
+        rows = tuple(Row(**row) for row in data["rows"])
+        laws = tuple(verify.Law(law["name"], law["error"], law["tolerance"], law["why"]) for law in data["laws"])
+        before, after = (Figures(**data[when]) for when in ("before", "after"))
+        return cls(data["name"], data["options"], rows, laws, before, after, Step.from_json(data["step"]))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pass(ABC):
@@ -83,16 +103,14 @@ class Pass(ABC):
         return {f.name: _plain(values[f.name]) for f in fields(self) if f.init and values[f.name] != f.default}
 
 
-Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], None]]]
-
-
 @dataclass
 class Pipeline:
     """Passes in the order in which they run, on one program after the other."""
 
     passes: Sequence[Pass]
     verify: bool = True
-    progress: Progress | None = None
+    progress: Progress = silent
+    journal: Journal | None = None
     records: list[Record] = field(default_factory=list)
     _borders: list[tuple[Border, str]] = field(default_factory=list, repr=False)
 
@@ -103,26 +121,41 @@ class Pipeline:
 
     def run(self, program: Program, calibration: Any = None) -> Program:
         batches = None if calibration is None else observe.batches_of(calibration)
-        for p in self.passes:
-            before, program = program, self._run_pass(p, program, batches)
+        for i, p in enumerate(self.passes):
+            before, program = program, self._run_pass(f"pass {i} {p.name}", p, program, batches)
             axes, keep = before.get(AxisMap), self.records[-1].step.keep
             self._borders.append((Border(axes, keep_by_axis(axes, keep)), p.name))
         return program
 
-    def _run_pass(self, p: Pass, program: Program, batches: list | None) -> Program:
+    def _run_pass(self, what: str, p: Pass, program: Program, batches: list | None) -> Program:
+        if self.journal is not None and what in self.journal:
+            record = Record.from_json(self.journal.stage(what, dict))
+            after = self._rewritten(p, program, record.step)
+        else:
+            record, after = self._decided(p, program, batches)
+            if self.journal is not None:
+                self.journal.stage(what, record.to_json)
+        self.records.append(record)
+        return after
+
+    def _decided(self, p: Pass, program: Program, batches: list | None) -> tuple[Record, Program]:
         p.check(program)
         statistics = self._observe(p, program, batches)
-        step, rows = p.decide(program, statistics)
-        with self._step(f"{p.name}: rewrite", None):
-            after = program.clone()
-            rewrite(after, step)
+        with self.progress(f"{p.name}: scores"):
+            step, rows = p.decide(program, statistics)
+        after = self._rewritten(p, program, step)
         laws: list[verify.Law] = []
         if self.verify and not step.is_empty:
-            with self._step(f"{p.name}: proof", None):
+            with self.progress(f"{p.name}: proof"):
                 laws = verify.check(program, after, step)
             verify.require(laws, p.name)
         before, now = program.get(Cost).figures, after.get(Cost).figures
-        self.records.append(Record(p.name, p.options(), tuple(rows), tuple(laws), before, now, step))
+        return Record(p.name, p.options(), tuple(rows), tuple(laws), before, now, step), after
+
+    def _rewritten(self, p: Pass, program: Program, step: Step) -> Program:
+        with self.progress(f"{p.name}: rewrite"):
+            after = program.clone()
+            rewrite(after, step)
         return after
 
     def _observe(self, p: Pass, program: Program, batches: list | None) -> Statistics:
@@ -134,22 +167,9 @@ class Pipeline:
         for border, name in self._borders:  # the batches have the token ids of the original
             batches = [border.batch(batch, name) for batch in batches]
         observer = observe.MeanSquares(program, watched)
-        with self._step(f"{p.name}: calibration", len(batches) * len(observer.parts)) as advance:
+        with self.progress(f"{p.name}: calibration", len(batches) * len(observer.parts)) as advance:
             observer.sweep(batches, advance)
         return observer.result()
-
-    def _step(self, what: str, total: int | None) -> AbstractContextManager[Callable[[], None]]:
-        return self.progress(what, total) if self.progress else _Silent()
-
-
-class _Silent(AbstractContextManager):
-    """No progress display."""
-
-    def __enter__(self) -> Callable[[], None]:
-        return lambda: None
-
-    def __exit__(self, *_: Any) -> None:
-        return None
 
 
 def check_values(program: Program) -> None:

@@ -97,14 +97,8 @@ class Report:
 
 
 def _entry(record: Any) -> dict[str, Any]:
-    return {
-        "name": record.name,
-        "options": record.options,
-        "rows": [asdict(row) for row in record.rows],
-        "laws": [asdict(law) | {"holds": law.holds} for law in record.laws],
-        "before": record.before.to_json(),
-        "after": record.after.to_json(),
-    }
+    """What a record says but for the step, which stands in the plan."""
+    return {name: value for name, value in record.to_json().items() if name != "step"}
 
 
 def collapse(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any], int]]:

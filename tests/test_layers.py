@@ -37,10 +37,13 @@ MAY_IMPORT = {
     "passes": CORE,
     "export": CORE,
     "recipe": [*CORE, "passes"],
-    # for users: the model they hold, `import fxcompress`, the command line
-    "compressed": [*CORE, "passes", "export"],
-    "fxcompress": [*CORE, "passes", "export", "compressed"],
-    "cli": [*CORE, "passes", "export", "compressed", "recipe", "fxcompress"],
+    "calibration": [*CORE, "recipe"],
+    "source": [*CORE, "export"],
+    # for users: the model they hold, runs from directory to directory, `import fxcompress`, the command line
+    "compressed": [*CORE, "passes", "export", "source"],
+    "run": [*CORE, "passes", "export", "source", "compressed", "recipe", "calibration"],
+    "fxcompress": [*CORE, "passes", "export", "compressed", "run"],
+    "cli": [*CORE, "passes", "export", "source", "compressed", "run", "recipe", "fxcompress"],
 }
 
 FAMILIES = """

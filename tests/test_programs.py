@@ -65,9 +65,7 @@ def test_choices_on_two_dims_of_a_tensor_do_not_depend_on_each_other_in_a_circle
 
 
 def test_an_axis_that_is_two_letters_of_an_op_lets_no_choice_differ_along_it():
-    program = seeded(
-        46421, steps=(0, 1, 3)
-    )  # experts (gate-or-value neuron), by a shared weight
+    program = seeded(46421, steps=(0, 1, 3))  # experts (gate-or-value neuron), by a shared weight
     assert [str(find) for seed in range(4) for find in check(program, seed)] == []
 
 

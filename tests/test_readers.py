@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from fxcompress import CompressError, ProofError
 from fxcompress.bounded import parse_json, parse_yaml, read_json
-from fxcompress.cli.calibration import read_calibration
+from fxcompress.calibration import read_calibration
 from fxcompress.export.tokenizer import rewrite_tokenizer
 from fxcompress.files import INDEX, WEIGHTS, read_header, weight_files
 from fxcompress.manifest import MANIFEST, check_manifest, read_manifest

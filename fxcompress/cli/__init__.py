@@ -31,15 +31,18 @@ class Commands(TyperGroup):
         except BrokenPipeError:
             raise  # `| head` closed it: typer leaves without a word
         except (CompressError, OSError, SafetensorError) as error:
-            _leave(2, str(error))
+            _leave(2, str(error), error)
         except ProofError as error:
-            _leave(3, str(error))
-        except KeyboardInterrupt:
-            _leave(130, "interrupted, nothing was written")
+            _leave(3, str(error), error)
+        except KeyboardInterrupt as error:
+            _leave(130, "interrupted, nothing was written under its final name", error)
 
 
-def _leave(code: int, message: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escape(message)}", highlight=False)
+def _leave(code: int, message: str, error: BaseException) -> None:
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(f"[red]error:[/] {escape(message)}", highlight=False)
+    for note in getattr(error, "__notes__", ()):
+        console.print(escape(note), highlight=False, style="dim")
     raise typer.Exit(code)
 
 

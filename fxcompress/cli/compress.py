@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from torch import Tensor
 
-from fxcompress.cli.calibration import read_calibration, require_known
 from fxcompress.cli.dry_run import show_dry_run
-from fxcompress.cli.model import Source, open_source
-from fxcompress.cli.options import MODEL
+from fxcompress.cli.options import MODEL, REVISION
 from fxcompress.cli.progress import Steps
-from fxcompress.compressed import CompressedModel, apply
+from fxcompress.compressed import CompressedModel
 from fxcompress.errors import CompressError
-from fxcompress.export import prepare_output
-from fxcompress.export.load import read_manifest, sha256
-from fxcompress.export.save import versions
+from fxcompress.export.files import prepare_output
+from fxcompress.export.save import MAX_SHARD_SIZE
+from fxcompress.manifest import read_manifest
 from fxcompress.recipe import Calibration, Recipe
+from fxcompress.run import Request, Target, carry_out, plan
+from fxcompress.source import open_source
 
 OUT = Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="The directory to write")]
 PASSES = Annotated[
     list[str] | None, typer.Option("--pass", metavar="PASS", help="'PruneFFN(ratio=0.25)'; repeatable, in order")
 ]
-_RESERVE = 1 << 20  # bytes for config, manifest and reports
+TARGET = Annotated[Target, typer.Option(help="transformers: refuse what stock transformers cannot load")]
+SHARD = Annotated[str, typer.Option("--max-shard-size", metavar="SIZE", help="Of a weights file")]
 
 
 def compress(
@@ -37,33 +36,37 @@ def compress(
     calibration: Annotated[Path | None, typer.Option(metavar="FILE", help="UTF-8 text to score activations on")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Pieces of the text [64, or as the recipe says]")] = None,
     length: Annotated[int | None, typer.Option(min=2, help="Tokens a piece [512, or as the recipe says]")] = None,
+    target: TARGET = "fxcompress",
+    max_shard_size: SHARD = MAX_SHARD_SIZE,
+    revision: REVISION = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the result's sizes and write nothing")] = False,
     random: Annotated[bool, typer.Option("--random", help="Random weights, for trying a config")] = False,
     verify: Annotated[bool, typer.Option(help="Check the laws after every pass")] = True,
 ) -> None:
-    """Compress a model into a new directory, each pass verified before the next."""
+    """Compress a model into a new directory, each pass verified before the next.
+
+    A run that was stopped goes on where it was when the same command is given again.
+    """
     steps = Steps(Console(stderr=True))
     wanted = _recipe(recipe, passes or [], calibration, samples, length)
-    source = open_source(model, steps)
+    source = open_source(model, revision, progress=steps)
+    request = Request(source, wanted, None, target, max_shard_size, random or dry_run, verify)
     if not dry_run:
-        _refuse_early(source, wanted, out, random)
-    batches = _batches(wanted, source)
-    original = source.on_meta()
-    if batches is not None:
-        require_known(batches, original.program.origin.config.get_text_config().vocab_size)
-    planned = apply(original, wanted.passes(), verify=verify, progress=steps)
+        prepare_output(_required(out))
+    planned = plan(request, steps)
     if dry_run:
-        show_dry_run(original, planned, steps)
+        show_dry_run(planned)
         return
-    assert out is not None
-    prepare_output(out, _bytes(planned) + _RESERVE)
-    loaded = source.loaded(random)
-    small = apply(loaded, wanted.passes(), batches, verify=verify, progress=steps)
-    earlier = loaded.report.notes.get("runs", [])
-    small.report.notes = {**loaded.report.notes, "runs": [*earlier, _run(wanted, source, len(loaded.steps), random)]}
-    with steps(f"saving {out}"):
-        small.save_pretrained(out, source.folder)
-    _show(small, out)
+    if planned.form is None:
+        steps.console.print("[yellow]stock transformers will not load the result:[/]", highlight=False)
+        steps.console.print(planned.why_not, markup=False, highlight=False)
+    _show(carry_out(request, planned, _required(out), steps), _required(out))
+
+
+def _required(out: Path | None) -> Path:
+    if out is None:
+        raise CompressError("-o OUT is missing: the directory to write; --dry-run does without")
+    return out
 
 
 def _recipe(
@@ -80,52 +83,6 @@ def _recipe(
     if given and calibration is None:
         raise CompressError("--samples and --length are about --calibration FILE, which is missing")
     return Recipe(recipe.steps, Calibration(**given) if given else None)
-
-
-def _refuse_early(source: Source, recipe: Recipe, out: Path | None, random: bool) -> None:
-    if out is None:
-        raise CompressError("-o OUT is missing: the directory to write; --dry-run does without")
-    prepare_output(out)
-    if not random:
-        source.require_weights()
-    blind = [p.name for p in recipe.steps if getattr(p, "score", None) == "activation"]
-    if blind and recipe.calibration is None:
-        raise CompressError(f"{blind[0]} scores by activations and needs text to run on: --calibration FILE")
-
-
-def _bytes(model: CompressedModel) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.program.state.values())
-
-
-def _batches(recipe: Recipe, source: Source) -> list[Tensor] | None:
-    if recipe.calibration is None:
-        return None
-    with source.steps("tokens of the calibration text"):
-        return read_calibration(recipe.calibration, source.folder)
-
-
-def _run(recipe: Recipe, source: Source, begins_at: int, random: bool) -> dict[str, Any]:
-    """What this run made the result from: enough to make it again, and to know the original when it is seen."""
-    files = [] if random else source.files
-    hashes = {}
-    with source.steps("hashes of the original", len(files)) as advance:
-        for file in files:
-            hashes[file.name] = sha256(file)
-            advance()
-    text = recipe.calibration and Path(recipe.calibration.file)
-    return {
-        "model": source.path.resolve().name,
-        "begins_at": begins_at,  # steps that the model had behind it
-        "random": random,
-        "recipe": replace(recipe, calibration=_portable(recipe.calibration)).to_yaml(),
-        "versions": versions(),
-        "sha256": hashes | ({text.name: sha256(text)} if text else {}),
-    }
-
-
-def _portable(calibration: Calibration | None) -> Calibration | None:
-    """The text by its name alone: where it lay is of no use elsewhere."""
-    return calibration and calibration.model_copy(update={"file": Path(calibration.file).name})
 
 
 def _show(small: CompressedModel, out: Path) -> None:

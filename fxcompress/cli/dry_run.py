@@ -7,27 +7,22 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fxcompress.cli.progress import Steps
-from fxcompress.compressed import CompressedModel
-from fxcompress.export import NotExpressible
+from fxcompress.run import Planned
 
 
-def show_dry_run(original: CompressedModel, planned: CompressedModel, steps: Steps) -> None:
+def show_dry_run(planned: Planned) -> None:
     console = Console()
     console.print("[bold]dry run[/]: sizes only, no weights were read and nothing is written\n")
-    console.print(planned.report)
+    console.print(planned.result.report)
     console.print()
-    try:
-        with steps("config of the result"):
-            result = planned.to_transformers()
-    except NotExpressible as refusal:
-        console.print("the result would load with fxcompress.load, not with transformers:", highlight=False)
-        console.print(str(refusal), markup=False, highlight=False, style="dim")
+    if planned.form is None:
+        console.print("stock transformers would not load the result:", highlight=False)
+        console.print(planned.why_not, markup=False, highlight=False, style="dim")
         return
     table = Table(title="Config", title_justify="left")
     for name in ("field", "before", "after"):
         table.add_column(name, overflow="fold")
-    for name, (before, after) in changed_fields(original.program.origin.config, result.config).items():
+    for name, (before, after) in changed_fields(planned.original.program.origin.config, planned.form.config).items():
         table.add_row(name, str(before), str(after))
     console.print(table)
 

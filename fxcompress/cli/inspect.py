@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,10 +14,10 @@ from rich.tree import Tree
 
 from fxcompress.cli import why
 from fxcompress.cli.inspection import Block, Group, Inspection
-from fxcompress.cli.model import open_source
-from fxcompress.cli.options import MODEL
+from fxcompress.cli.options import MODEL, REVISION, read_examples
 from fxcompress.cli.progress import Steps
 from fxcompress.report import FIGURES
+from fxcompress.source import open_source
 
 
 def inspect(
@@ -32,9 +31,11 @@ def inspect(
         list[str] | None,
         typer.Option(metavar="NAME=SHAPE", help="An input to capture with, input_ids=2x64; repeatable"),
     ] = None,
+    revision: REVISION = None,
 ) -> None:
     """Show a model's size, its blocks, and the dimensions that can be cut."""
-    program = open_source(model, Steps(Console(stderr=True)), example or ()).on_meta().program
+    steps = Steps(Console(stderr=True))
+    program = open_source(model, revision, read_examples(example or ()), steps).on_meta().program
     if parameter:
         answer = why.explain(program, parameter, to)
         typer.echo(json.dumps(answer, indent=1)) if as_json else why.show(answer)
@@ -43,9 +44,9 @@ def inspect(
         typer.echo(json.dumps(found.to_json(), indent=1)) if as_json else _show(found, model)
 
 
-def _show(found: Inspection, path: Path) -> None:
+def _show(found: Inspection, model: str) -> None:
     console = Console(highlight=False)
-    console.print(f"[bold]{escape(found.model)}[/] in {', '.join(found.dtypes)}, {escape(str(path))}\n")
+    console.print(f"[bold]{escape(found.model)}[/] in {', '.join(found.dtypes)}, {escape(model)}\n")
     console.print(_figures(found))
 
     by_key = {group.key: group for group in found.groups}

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxcompress import verify
-from fxcompress.cli.model import Source
 from fxcompress.cli.progress import Steps
 from fxcompress.compressed import CompressedModel
 from fxcompress.errors import CompressError
-from fxcompress.export.load import read_manifest, sha256
+from fxcompress.export.load import sha256
 from fxcompress.export.names import renumbering
-from fxcompress.plan import Step
+from fxcompress.manifest import read_manifest
+from fxcompress.plan import Step, read_steps
 from fxcompress.program import Program
 from fxcompress.rewrite import rewrite
+from fxcompress.source import Source
 
 
 @dataclass(frozen=True)
@@ -37,23 +39,23 @@ def checks(original: Source, result: Source, steps: Steps) -> list[Check]:
     intact = _same_files("result", manifest["sha256"], result, steps)
     if intact.holds is False:
         return [intact]
-    ours, theirs = original.loaded(), result.loaded()
+    ours, theirs = original.opened(), result.opened()
     plan = manifest["steps"]
     done = [step.to_json() for step in ours.steps]
     found = [_same_files("original", _recorded(manifest, len(done)), original, steps), intact]
     if plan[: len(done)] != done:
         return [*found, Check("plan", "continues the original's", False, "the original was compressed in another way")]
     program = ours.program
-    for step in map(Step.from_json, plan[len(done) :]):
+    for step in read_steps(plan[len(done) :]):
         with steps(f"{step.name}: replay"):
             try:
                 program, laws = _replayed(program, step)
             except CompressError as error:
                 return [*found, Check(step.name, "replay", False, str(error))]
         found += laws
-    replayed = CompressedModel(program, [Step.from_json(step) for step in plan], ours.report)
+    replayed = CompressedModel(program, read_steps(plan), ours.report)
     with steps("weights and outputs"):
-        return [*found, *_compared(replayed, theirs)]
+        return [*found, *_compared(replayed, CompressedModel(theirs.program, theirs.steps, theirs.report))]
 
 
 def _recorded(manifest: Mapping[str, Any], done: int) -> Mapping[str, str]:
@@ -104,10 +106,10 @@ def _compared(replayed: CompressedModel, loaded: CompressedModel) -> Iterator[Ch
     yield Check("result", "outputs equal the replay's", error <= most, f"error {error:.2g} (at most {most:g})")
 
 
-def _parameters(model: CompressedModel) -> dict[str, Tensor]:
-    """Every parameter by its name in a checkpoint."""
+def _parameters(model: CompressedModel) -> dict[str, Callable[[], Tensor]]:
+    """How every parameter is read, by its name in a checkpoint."""
     names = renumbering(model.program, model.steps)
-    return {names[name]: tensor.detach() for name, tensor in model.program.parameters()}
+    return {names[name]: partial(model.program.read, name) for name, _ in model.program.parameters()}
 
 
 def _ties(model: CompressedModel) -> set[str]:
@@ -116,12 +118,16 @@ def _ties(model: CompressedModel) -> set[str]:
     return {names[first] for first, aliases in model.program.names.items() if len(aliases) > 1 and first in names}
 
 
-def _same_weights(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Check:
+def _same_weights(ours: Mapping[str, Callable], theirs: Mapping[str, Callable]) -> Check:
     name = "weights equal the replay's"
     unlike = sorted(ours.keys() ^ theirs.keys())
     if unlike:
         return Check("result", name, False, f"{unlike[0]} is on one side only")
-    other = [n for n, tensor in ours.items() if tensor.dtype != theirs[n].dtype or not torch.equal(tensor, theirs[n])]
+    other = [n for n, read in ours.items() if not _identical(read(), theirs[n]())]
     if other:
         return Check("result", name, False, f"{len(other)} of {len(ours)} tensors differ, {other[0]} among them")
     return Check("result", name, True, f"{len(ours)} tensors, bit for bit")
+
+
+def _identical(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.dtype == theirs.dtype and torch.equal(ours, theirs)

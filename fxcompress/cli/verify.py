@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,19 +9,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fxcompress.cli.model import open_source
-from fxcompress.cli.options import MODEL
+from fxcompress.cli.options import MODEL, REVISION
 from fxcompress.cli.progress import Steps
 from fxcompress.cli.replay import Check, checks
+from fxcompress.source import open_source
 
 
 def verify(
     original: MODEL,
-    result: Annotated[Path, typer.Argument(metavar="RESULT", help="The directory that `fxcompress compress` wrote")],
+    result: Annotated[str, typer.Argument(metavar="RESULT", help="The directory that `fxcompress compress` wrote")],
+    revision: REVISION = None,
 ) -> None:
     """Replay a result's plan on its original and check every law; exit code 1 where one does not hold."""
     steps = Steps(Console(stderr=True))
-    found = checks(open_source(original, steps), open_source(result, steps), steps)
+    found = checks(open_source(original, revision, progress=steps), open_source(result, progress=steps), steps)
     Console().print(_table(found))
     if any(check.holds is False for check in found):
         raise typer.Exit(1)

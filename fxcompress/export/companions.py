@@ -6,8 +6,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from fxcompress.export.load import MANIFEST, read_manifest
 from fxcompress.export.tokenizer import rewrite_tokenizer
+from fxcompress.manifest import MANIFEST, read_manifest
 from fxcompress.plan import read_ranges
 from fxcompress.program import Program
 

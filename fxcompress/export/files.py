@@ -18,12 +18,27 @@ def prepare_output(path: str | Path, need_bytes: int = 0) -> Path:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CompressError(f"{target} exists and is not an empty directory; choose another output")
     parent = next(p for p in target.parents if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise CompressError(f"{parent} is not a directory that can be written to")
+    _try(parent, target.name)
     free = shutil.disk_usage(parent).free
     if need_bytes > free:
         raise CompressError(f"{target} needs {need_bytes / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free")
     return target
+
+
+def _try(parent: Path, name: str) -> None:
+    """Do with a small file what will be done with large ones: write beside, rename, remove."""
+    if not parent.is_dir():
+        raise CompressError(f"{parent} is not a directory")
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".fxcompress", dir=parent) as beside:
+            file = Path(beside) / "try"
+            with file.open("wb") as stream:
+                stream.write(bytes(4096))
+                stream.flush()
+                os.fsync(stream.fileno())
+            file.rename(Path(beside) / "tried")
+    except OSError as error:
+        raise CompressError(f"{parent} cannot be written to: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

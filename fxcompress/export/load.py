@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,15 +16,13 @@ from fxcompress.capture import capture
 from fxcompress.checkpoint import read_checkpoint
 from fxcompress.errors import CompressError
 from fxcompress.export.names import renumbered, renumbering
+from fxcompress.manifest import read_manifest, result_files
 from fxcompress.opened import open_program
-from fxcompress.plan import Step
+from fxcompress.plan import Step, read_steps
 from fxcompress.program import Program
 from fxcompress.report import Report
 from fxcompress.rewrite import rewrite
 from fxcompress.stored import Files
-
-FORMAT = 1
-MANIFEST = "fxcompress.json"
 
 
 def load(
@@ -39,40 +36,32 @@ def load(
     """
     folder = Path(path)
     manifest = read_manifest(folder)
-    for name, digest in manifest["sha256"].items():
-        file = folder / Path(name).name
-        if not file.is_file():
-            raise CompressError(f"{folder}: {name} is missing")
-        if sha256(file) != digest:
+    stored = result_files(folder, manifest)
+    for name, file in stored.items():
+        if sha256(file) != manifest["sha256"][name]:
             raise CompressError(f"{file} is not the file that was saved: its hash differs")
-    steps = [Step.from_json(step) for step in manifest["steps"]]
+    steps = read_steps(manifest["steps"])
     report = Report.from_json(manifest["report"])
     if manifest["loads_with"] == "transformers":  # the smaller config says it all: nothing is left to replay
         return open_program(read_checkpoint(folder))[0], [], report
-    files = Files(folder / name for name in manifest["sha256"])
+    files = Files(stored.values())
     base = _base_on_meta(manifest["base"], files, steps) if model is None else model
     program = _replay(capture(base, example_inputs), steps)
     program.readers = _readers(program, steps, files, folder)
     return program, steps, report
 
 
+def replay_on_meta(folder: Path) -> tuple[Program, list[Step], Report]:
+    """The same for a result that only its plan describes, without values."""
+    manifest = read_manifest(folder)
+    steps = read_steps(manifest["steps"])
+    base = _base_on_meta(manifest["base"], Files(result_files(folder, manifest).values()), steps)
+    return _replay(capture(base), steps), steps, Report.from_json(manifest["report"])
+
+
 def sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    file = folder / MANIFEST
-    if not file.is_file():
-        raise CompressError(f"{folder} holds no {MANIFEST}: it is not a result of fxcompress")
-    try:
-        manifest = json.loads(file.read_text())
-        version = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CompressError(f"{file} cannot be read: {error}") from error
-    if version != FORMAT:
-        raise CompressError(f"{file} has format {version}; this version of fxcompress reads format {FORMAT}")
-    return manifest
 
 
 def _base_on_meta(base: dict[str, Any], files: Files, steps: list[Step]) -> nn.Module:
@@ -84,9 +73,11 @@ def _base_on_meta(base: dict[str, Any], files: Files, steps: list[Step]) -> nn.M
     if base["config"] is None or not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise CompressError(f"{base['class']} is not a class of transformers: pass model= and example_inputs=")
     config_class: Any = kind.config_class
-    config = config_class.from_dict(base["config"])
-    with torch.device("meta"):
-        model = kind(config).eval()
+    try:
+        with torch.device("meta"):
+            model = kind(config_class.from_dict(base["config"])).eval()
+    except Exception as error:  # what a class says to a config that does not fit may be any exception
+        raise CompressError(f"no {base['class']} can be built from the config that was saved: {error}") from error
     removed = [path for step in steps for path in step.remove]
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         stored = renumbered(name, removed)

@@ -11,9 +11,10 @@ import json
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -27,10 +28,11 @@ from fxcompress.export.companions import Tokenizer, find_tokenizer
 from fxcompress.export.config import NotExpressible
 from fxcompress.export.files import output_directory
 from fxcompress.export.form import Form, find_form
-from fxcompress.export.load import FORMAT, MANIFEST, load, sha256
+from fxcompress.export.load import load, sha256
 from fxcompress.export.names import renumbering
 from fxcompress.export.pieces import Pieces
 from fxcompress.export.shards import Shard, pack, read_size, size_in_bytes, write_index, write_shard
+from fxcompress.manifest import FORMAT, MANIFEST
 from fxcompress.ondemand import on_demand
 from fxcompress.plan import Step, write_ranges
 from fxcompress.program import Program
@@ -61,10 +63,13 @@ def save(
     return Path(path)
 
 
-Stage = Callable[[str, Callable[[], Any]], Any]  # (what, make) -> what was made, now or in an earlier run
+class Stage(Protocol):
+    """Carries out a part of the work, or knows what it gave in an earlier run, if that still holds."""
+
+    def __call__(self, what: str, make: Callable[[], Any], holds: Callable[[Any], bool] = ...) -> Any: ...
 
 
-def _now(what: str, make: Callable[[], Any]) -> Any:
+def _now(what: str, make: Callable[[], Any], holds: Callable[[Any], bool] = lambda _: True) -> Any:
     return make()
 
 
@@ -96,7 +101,7 @@ class Result:
         return sum(map(size_in_bytes, self.program.state.values()))
 
     def write(self, folder: Path, stage: Stage = _now) -> None:
-        """Everything into a folder. ``stage`` carries out the long parts, or knows what they gave in an earlier run."""
+        """Everything into a folder, the long parts of it as stages."""
         if self.tokenizer is not None:
             self.tokenizer.write(folder)  # first: it may refuse
         try:
@@ -127,8 +132,8 @@ class Result:
 
     def _write_shards(self, shards: list[Shard], values: Callable[[Shard], Any], folder: Path, stage: Stage) -> None:
         for shard in shards:
-            write = lambda shard=shard: sha256(write_shard(folder, shard, values(shard)))  # noqa: E731
-            self.hashes[shard.file] = stage(f"weights {shard.file}", write)
+            write, holds = partial(_written, folder, shard, values), partial(_is_there, folder / shard.file)
+            self.hashes[shard.file] = stage(f"weights {shard.file}", write, holds)
         write_index(folder, shards)
 
     def _write_manifest(self, folder: Path) -> None:
@@ -159,6 +164,14 @@ class Result:
         if error > verify.tolerance(self.program):
             raise ProofError(f"what was saved differs from what was in memory: relative error {error:.2g}")
         return error
+
+
+def _written(folder: Path, shard: Shard, values: Callable[[Shard], Any]) -> str:
+    return sha256(write_shard(folder, shard, values(shard)))
+
+
+def _is_there(file: Path, digest: str) -> bool:
+    return file.is_file() and sha256(file) == digest
 
 
 def _run_again(folder: Path, inputs: dict[str, Tensor]) -> list[Tensor]:

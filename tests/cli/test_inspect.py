@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from rich.console import Console
 from safetensors.torch import load_file
 
 from fxcompress import CompressError
 from fxcompress.cli.inspection import Inspection
-from fxcompress.cli.model import open_source
-from fxcompress.cli.progress import Steps
+from fxcompress.cli.options import read_examples
 from fxcompress.cli.why import explain, show
+from fxcompress.source import open_source
 from tests import models
 
 UP, DOWN = "model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"
@@ -134,11 +133,11 @@ def test_a_question_without_an_answer_is_refused(parameter, to, said):
 
 
 def test_example_inputs_say_what_the_model_is_captured_with(saved):
-    source = open_source(saved("llama"), Steps(Console()), ["input_ids=2x12"])
+    source = open_source(saved("llama"), example=read_examples(["input_ids=2x12"]))
     assert source.example["input_ids"].shape == (2, 12)
     assert source.on_meta().program.inputs == ("input_ids",)
 
 
 def test_an_example_that_is_no_shape_is_refused(saved):
     with pytest.raises(CompressError, match="not of the form input_ids=2x64"):
-        open_source(saved("llama"), Steps(Console()), ["input_ids=two"])
+        read_examples(["input_ids=two"])

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment leaves neither a result nor a half of one, and says so in a line."""
+"""Ctrl-C at any moment leaves no half of a result under the final name; the same command goes on from there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def stop(real):
     return stopping
 
 if sys.argv.pop(1) == "saving":
-    save._write_weights = stop(save._write_weights)
+    save.write_shard = stop(save.write_shard)
 else:
     observe.MeanSquares.run_node = stop(observe.MeanSquares.run_node)
 
@@ -34,7 +34,7 @@ main()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["calibration", "saving"])
-def test_an_interrupt_leaves_nothing_behind(saved, tmp_path, moment):
+def test_an_interrupted_run_goes_on_where_it_was(run, saved, tmp_path, moment):
     (tmp_path / "text.txt").write_text("w4 w5 w6 w7 " * 20)
     options = ["--pass", "PruneFFN(ratio=0.25, score='activation')", "--calibration", str(tmp_path / "text.txt")]
     command = [
@@ -56,13 +56,16 @@ def test_an_interrupt_leaves_nothing_behind(saved, tmp_path, moment):
     assert process.stdout is not None
     assert process.stdout.readline() == "HERE\n"
     if moment == "saving":
-        assert list((tmp_path / "deep").glob(".out.*/*.safetensors")), "nothing was being written"
+        assert list((tmp_path / "deep").glob(".out.*/result/*.safetensors")), "nothing was being written"
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert stderr.splitlines()[-1] == "error: interrupted, nothing was written"
+    assert "error: interrupted, nothing was written under its final name" in stderr
+    assert "the same command goes on from there" in stderr
     assert "Traceback" not in stderr
-    assert sorted(path.name for path in tmp_path.rglob("*")) in (["text.txt"], ["deep", "text.txt"])
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == [".out.fxcompress"]
+    assert run(*command).exit_code == 0
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
 
 
 def test_the_installed_program_says_what_it_can_do():

@@ -99,10 +99,10 @@ def pickled(folder: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda d: (d / CONFIG).unlink(), "holds no config.json"),
-    "a config that is no JSON": (lambda d: (d / CONFIG).write_text("{"), "is not a model's config"),
+    "a config that is no JSON": (lambda d: (d / CONFIG).write_text("{"), "config.json is not JSON"),
     "a config without a type": (
         lambda d: (d / CONFIG).write_text("{}"),
-        "is not a model's config: KeyError: 'model_type'",
+        "is not a model's config: it has no model_type",
     ),
     "an unknown type": (set_config(model_type="lama"), "model_type 'lama' is unknown to transformers"),
     "a type of its own code": (
@@ -192,27 +192,36 @@ def test_an_output_that_holds_something_is_left_alone(refused, saved, tmp_path):
 
 def test_an_output_under_a_file_is_refused(refused, saved, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "is not a directory that can be written to" in refused(saved("llama"), out=tmp_path / "file" / "out")
+    assert "file is not a directory" in refused(saved("llama"), out=tmp_path / "file" / "out")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_an_output_in_a_directory_that_is_read_only_is_refused(refused, saved, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o555)
-    assert "is not a directory that can be written to" in refused(saved("llama"), out=tmp_path / "locked" / "out")
+    assert "cannot be written to: Permission denied" in refused(saved("llama"), out=tmp_path / "locked" / "out")
 
 
 def test_too_little_space_is_seen_before_the_weights_are_read(refused, saved, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))
-    monkeypatch.setattr("fxcompress.checkpoint.Checkpoint.with_weights", lambda _: pytest.fail("weights were read"))
+    monkeypatch.setattr("fxcompress.checkpoint.Checkpoint.stored", lambda _: pytest.fail("weights were read"))
     assert "needs 1.2 MB, 0.0 MB are free" in refused(saved("llama"))
 
 
-def test_a_disk_that_fills_up_on_the_way_leaves_nothing_behind(refused, saved, monkeypatch):
+def test_a_disk_that_fills_up_on_the_way_costs_no_finished_stage(run, saved, tmp_path, monkeypatch):
     def fill(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("fxcompress.export.save._write_manifest", fill)
-    assert "No space left on device" in refused(saved("llama"))
+    command = ("compress", saved("llama"), "-o", tmp_path / "out", *FFN)
+    with monkeypatch.context() as full:
+        full.setattr("fxcompress.export.save.write_shard", fill)
+        result = run(*command)
+    assert result.exit_code == 2
+    assert "No space left on device" in result.stderr
+    assert "checks, pass 0 PruneFFN; the same command goes on from there" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [".out.fxcompress"]
+    monkeypatch.setattr(verify, "check", lambda *_: pytest.fail("a finished pass was proven again"))
+    assert run(*command).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fxcompress.export.load import MANIFEST, read_manifest, sha256
+from fxcompress.export.load import sha256
+from fxcompress.manifest import MANIFEST, read_manifest
 
 
 @pytest.fixture

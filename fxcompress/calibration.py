@@ -31,7 +31,7 @@ def read_calibration(calibration: Calibration, folder: Path) -> list[Tensor]:
 
 def require_known(batches: list[Tensor], vocabulary: int) -> None:
     """Raise CompressError for ids that the model has no embedding of."""
-    highest = max(int(ids.max()) for ids in batches)
+    highest = max((int(ids.max()) for ids in batches), default=-1)
     if highest >= vocabulary:
         raise CompressError(
             f"the tokenizer gives the id {highest}, the model has {vocabulary} ids: they do not belong together"

@@ -1,0 +1,208 @@
+"""From a checkpoint to a result in a new directory, in stages: a run that was stopped goes on where it was.
+
+    plan on meta ──▶ refuse, or tell what will be ──▶ try the output ──▶ pass after pass ──▶ file after file
+
+Everything that can be refused is refused before weights are read. Weights stay in their files until they are used, so
+that memory goes by the largest layer and not by the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from fxcompress import observe
+from fxcompress.calibration import read_calibration, require_known
+from fxcompress.compressed import CompressedModel, compress_opened
+from fxcompress.errors import CompressError
+from fxcompress.export.companions import find_tokenizer
+from fxcompress.export.config import NotExpressible
+from fxcompress.export.files import prepare_output
+from fxcompress.export.form import Form, find_form
+from fxcompress.export.load import sha256
+from fxcompress.export.save import MAX_SHARD_SIZE, RESERVE, Result, versions
+from fxcompress.export.shards import read_size
+from fxcompress.journal import Journal, journaled, key_of
+from fxcompress.pipeline import Pass
+from fxcompress.progress import Progress, silent
+from fxcompress.recipe import Calibration, Recipe
+from fxcompress.source import Opened, Source, open_source
+
+Target = Literal["transformers", "fxcompress"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be done to a model. ``calibration`` of the recipe is text; ``batches`` are token ids already."""
+
+    source: Source
+    recipe: Recipe
+    batches: Any = None
+    target: Target = "fxcompress"
+    max_shard_size: int | str = MAX_SHARD_SIZE
+    random: bool = False
+    verify: bool = True
+
+    def check(self) -> None:
+        """Raise CompressError for what can be refused before anything is captured."""
+        if self.target not in ("transformers", "fxcompress"):
+            raise CompressError(f"target={self.target!r} is unknown; there are transformers and fxcompress")
+        read_size(self.max_shard_size)
+        if not self.random:
+            self.source.require_weights()
+        blind = [p.name for p in self.recipe.steps if getattr(p, "score", None) == "activation"]
+        if blind and self.recipe.calibration is None and self.batches is None:
+            raise CompressError(f"{blind[0]} scores by activations and needs text to run on: --calibration FILE")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A dry run: the original and the result without values, and how stock transformers loads it, or why it cannot."""
+
+    original: Opened
+    result: CompressedModel
+    batches: list | None
+    form: Form | None
+    why_not: str = ""
+
+
+def compress(
+    model: str | Path,
+    out: str | Path,
+    passes: Sequence[Pass] | Recipe,
+    calibration: Any = None,
+    *,
+    revision: str | None = None,
+    target: Target = "fxcompress",
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+    random: bool = False,
+    verify: bool = True,
+    progress: Progress = silent,
+) -> CompressedModel:
+    """Compress the checkpoint in a directory, or of a hub id, into a new directory, and return the result.
+
+    passes: in order, or a recipe. calibration: as ``apply`` takes it. target: "transformers" refuses what stock
+    transformers cannot load, before work starts. max_shard_size: of a weights file. random: weights as the class
+    initialises them, to try a config. The same call goes on where an earlier one was stopped. Raises CompressError.
+    """
+    source = open_source(model, revision, progress=progress)
+    recipe = passes if isinstance(passes, Recipe) else Recipe(tuple(passes))
+    request = Request(source, recipe, calibration, target, max_shard_size, random, verify)
+    prepare_output(out)
+    return carry_out(request, plan(request, progress), out, progress)
+
+
+def plan(request: Request, progress: Progress = silent) -> Planned:
+    """What the result will be, from sizes alone. Raises CompressError for what cannot be done."""
+    request.check()
+    batches = _batches(request, progress)
+    original = request.source.on_meta()
+    if batches is not None:
+        vocabulary = original.program.origin.config.get_text_config().vocab_size
+        require_known([batch["input_ids"] for batch in batches if "input_ids" in batch], vocabulary)
+    result = compress_opened(original, request.recipe.steps, verify=request.verify, progress=progress)
+    try:
+        with progress("config of the result"):
+            return Planned(original, result, batches, find_form(result.program, result.steps))
+    except NotExpressible as refusal:
+        if request.target == "transformers":
+            raise
+        return Planned(original, result, batches, None, str(refusal))
+
+
+def carry_out(request: Request, planned: Planned, out: str | Path, progress: Progress = silent) -> CompressedModel:
+    """Do what was planned and write it to ``out``."""
+    size = sum(t.numel() * t.element_size() for t in planned.result.program.state.values())
+    folder = prepare_output(out, size + RESERVE)
+    hashes = _hashes(request, progress)
+    with journaled(folder, _key(request, planned, hashes)) as (beside, journal):
+        _tidy(beside, journal)
+        opened = request.source.opened(request.random)
+        small = compress_opened(opened, request.recipe.steps, planned.batches, request.verify, progress, journal)
+        earlier = opened.report.notes.get("runs", [])
+        small.report.notes |= {"runs": [*earlier, _run(request, hashes, len(opened.steps))]}
+        tokenizer = find_tokenizer(small.program, request.source.folder)
+        limit = read_size(request.max_shard_size)
+        with progress(f"saving {out}"):
+            Result(small.program, small.steps, small.report, tokenizer, limit).write(beside, journal.stage)
+    return small
+
+
+def _batches(request: Request, progress: Progress) -> list | None:
+    if request.recipe.calibration is not None:
+        with progress("tokens of the calibration text"):
+            return observe.batches_of(read_calibration(request.recipe.calibration, request.source.folder))
+    return None if request.batches is None else observe.batches_of(request.batches)
+
+
+def _hashes(request: Request, progress: Progress) -> dict[str, str]:
+    """Of the files that the result is made from, by their names."""
+    files = [] if request.random else request.source.files
+    if request.recipe.calibration is not None:
+        files = [*files, Path(request.recipe.calibration.file)]
+    hashes = {}
+    with progress("hashes of the original", len(files)) as advance:
+        for file in files:
+            hashes[file.name] = sha256(file)
+            advance()
+    return hashes
+
+
+def _key(request: Request, planned: Planned, hashes: dict[str, str]) -> str:
+    """All that the result depends on. Scores that are the caller's own cannot be told apart: such a run begins anew."""
+    config = planned.original.program.origin.config
+    return key_of(
+        {
+            "hashes": hashes,
+            "config": config.to_json_string(use_diff=False),
+            "steps": [step.to_json() for step in planned.original.steps],
+            "recipe": _portable_recipe(request.recipe).to_yaml(),
+            "own": [id(p) for p in request.recipe.steps if not isinstance(getattr(p, "score", ""), str)],
+            "batches": [_digest(batch) for batch in planned.batches or ()],
+            "random": request.random,
+            "verify": request.verify,
+            "max_shard_size": read_size(request.max_shard_size),
+            "versions": versions(),
+        }
+    )
+
+
+def _digest(batch: Any) -> dict[str, str]:
+    return {name: hashlib.sha256(_bytes(tensor)).hexdigest() for name, tensor in batch.items()}
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return repr((tuple(tensor.shape), tensor.dtype)).encode() + tensor.detach().cpu().contiguous().numpy().tobytes()
+
+
+def _tidy(folder: Path, journal: Journal) -> None:
+    """Remove what an earlier run left half done."""
+    whole = {what.removeprefix("weights ") for what in journal.stages}
+    for file in folder.iterdir():
+        if file.name not in whole:
+            file.unlink()
+
+
+def _run(request: Request, hashes: dict[str, str], begins_at: int) -> dict[str, Any]:
+    """What this run made the result from: enough to make it again, and to know the original when it is seen."""
+    return {
+        "model": request.source.path.resolve().name,
+        "begins_at": begins_at,  # steps that the model had behind it
+        "random": request.random,
+        "recipe": _portable_recipe(request.recipe).to_yaml(),
+        "versions": versions(),
+        "sha256": hashes,
+    }
+
+
+def _portable_recipe(recipe: Recipe) -> Recipe:
+    """The text by its name alone: where it lay is of no use elsewhere."""
+    if recipe.calibration is None:
+        return recipe
+    named: Calibration = recipe.calibration.model_copy(update={"file": Path(recipe.calibration.file).name})
+    return replace(recipe, calibration=named)
