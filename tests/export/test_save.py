@@ -205,7 +205,7 @@ def test_a_class_that_transformers_does_not_have_is_not_imported(saved):
     manifest = json.loads((saved / "fxcompress.json").read_text())
     manifest["base"]["class"] = "os.system"
     (saved / "fxcompress.json").write_text(json.dumps(manifest))
-    with pytest.raises(CompressError, match="not a class of transformers"):
+    with pytest.raises(CompressError, match="manifest.base.class=os.system: it should be the name of a class"):
         fxcompress.load(saved)
 
 
@@ -247,7 +247,8 @@ def test_a_model_captured_with_ids_alone_is_saved_and_compared(tmp_path):
     model = models.tiny("llama")
     small = fxcompress.apply(model, [PruneFFN(size=60)], example_inputs={"input_ids": models.ids(2, 9)})
     small.save_pretrained(tmp_path / "out")
-    assert small.report.reload_error == 0.0
+    assert small.report.reload_error is not None
+    assert small.report.reload_error < 1e-6
 
 
 def test_a_model_captured_with_other_inputs_is_not_saved_and_told_why(tmp_path):
