@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from fxcompress.errors import CompressError
 
 Shapes = dict[str, tuple[int, ...]]
+Wanted = Mapping[str, tuple[int | None, ...]]  # None: any size
 _DEPTH = 8  # fields that may change together
 
 
@@ -32,34 +33,50 @@ def find_configs(model_class: type, config: Any, target: Shapes, removed: Mappin
     positions taken out of each list of layers, by the list's old length. Raises NotExpressible at the end if there was
     none, with a parameter that no field explains.
     """
-    probe = Probe(model_class, config)
+    probe = Probe.of_model(model_class, config)
     seen: set[str] = set()
     for start in _without_layers(config, removed):
         for changes in probe.solve(start, target):
             key = repr(sorted(changes.items()))
             if key not in seen:
                 seen.add(key)
-                yield probe.config(changes)
+                yield with_fields(config, changes)
     if not seen:
         raise NotExpressible(probe.explain())
 
 
+def with_fields(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A config of the same class with other fields. Raises what its validators raise."""
+    values = copy.deepcopy(config.to_dict())
+    values.update(changes)
+    return type(config).from_dict(values)
+
+
 @dataclass
 class Probe:
-    """Builds models on ``meta`` from changed configs and remembers their shapes."""
+    """Builds something on ``meta`` from changed fields and remembers the shapes of its tensors.
 
-    model_class: type
-    base: Any
+    ``floats``: a field that multiplies a size may become a fraction, such that the size rounds down to the wanted one.
+    """
+
+    build: Callable[[Mapping[str, Any]], Shapes]
+    values: Mapping[str, Any]
+    kind: str
+    floats: bool = False
     _shapes: dict[str, Shapes | None] = field(default_factory=dict)
     _closest: tuple[int, str] = (1 << 30, "")
 
-    def config(self, changes: Mapping[str, Any]) -> Any:
-        values = copy.deepcopy(self.base.to_dict())
-        values.update(changes)
-        return type(self.base).from_dict(values)
+    @classmethod
+    def of_model(cls, model_class: type, config: Any) -> Probe:
+        """Of a whole model, by configs that its class accepts."""
+
+        def build(changes: Mapping[str, Any]) -> Shapes:
+            return {n: tuple(t.shape) for n, t in model_class(with_fields(config, changes)).state_dict().items()}
+
+        return cls(build, config.to_dict(), model_class.__name__)
 
     def shapes(self, changes: Mapping[str, Any]) -> Shapes | None:
-        """Shapes of all tensors of the changed model, None where the class refuses the config."""
+        """Shapes of all tensors with the changed fields, None where the class refuses them."""
         key = repr(sorted(changes.items()))
         if key not in self._shapes:
             self._shapes[key] = self._build(changes)
@@ -69,25 +86,24 @@ class Probe:
         logging.disable(logging.WARNING)
         try:
             with torch.device("meta"):
-                model = self.model_class(self.config(changes))
+                return self.build(changes)
         except Exception:  # a validator's refusal may be any exception; a config that does not build explains nothing
             return None
         finally:
             logging.disable(logging.NOTSET)
-        return {name: tuple(t.shape) for name, t in model.state_dict().items()}
 
-    def solve(self, changes: dict[str, Any], target: Shapes, depth: int = _DEPTH) -> Iterator[dict[str, Any]]:
+    def solve(self, changes: dict[str, Any], target: Wanted, depth: int = _DEPTH) -> Iterator[dict[str, Any]]:
         """Set one more field so that a wrong dim becomes right, and go on until none is wrong."""
         now = self.shapes(changes)
         if now is None or now.keys() != target.keys():
             return
-        wrong = [(name, i) for name, shape in target.items() for i in range(len(shape)) if now[name][i] != shape[i]]
+        wrong = _differing(now, target)
         if not wrong:
             yield changes
             return
-        name, dim = wrong[0]
+        name, dim, wanted = wrong[0]
         self._closest = min(self._closest, (len(wrong), f"{name} of {now[name]} would have to be {target[name]}"))
-        steps = {self._key(step): step for step in self._steps(changes, now, name, dim, target[name][dim])}
+        steps = {self._key(step): step for step in self._steps(changes, now, name, dim, wanted)}
         better = {key: self._wrong({**changes, **step}, target) for key, step in steps.items()}
         for key in sorted(better, key=better.__getitem__):
             if depth > 0 and better[key] < len(wrong):
@@ -97,15 +113,15 @@ class Probe:
     def _key(step: Mapping[str, Any]) -> str:
         return repr(sorted(step.items()))
 
-    def _wrong(self, changes: Mapping[str, Any], target: Shapes) -> int:
+    def _wrong(self, changes: Mapping[str, Any], target: Wanted) -> int:
         now = self.shapes(changes)
         if now is None or now.keys() != target.keys():
             return 1 << 30
-        return sum(now[n][i] != s for n, shape in target.items() for i, s in enumerate(shape))
+        return len(_differing(now, target))
 
     def _steps(self, changes: dict, now: Shapes, name: str, dim: int, wanted: int) -> Iterator[dict[str, int]]:
         """Settings of one field, or of two that only move together, that bring one dim to the wanted size."""
-        values = {**self.base.to_dict(), **changes}
+        values = {**self.values, **changes}
         fields = [f for f, v in values.items() if type(v) is int and v > 1]
         for f in fields:
             value = values[f]
@@ -117,18 +133,59 @@ class Probe:
                 if slope and (wanted - now[name][dim]) * over % slope == 0:
                     yield {f: value + (wanted - now[name][dim]) * over // slope}
                 break
+        if self.floats:
+            yield from self._fractions(changes, now, name, dim, wanted)
         for f, g in ((f, g) for f in fields for g in fields if f < g):
-            if self.shapes({**changes, f: 2 * values[f]}) is not None:
-                continue  # it moves alone
+            alone = self.shapes({**changes, f: 2 * values[f]})
+            if alone is not None and alone.keys() == now.keys():
+                continue
             if values[f] * wanted % now[name][dim] or values[g] * wanted % now[name][dim]:
                 continue
             yield {h: values[h] * wanted // now[name][dim] for h in (f, g)}
 
+    def _fractions(self, changes: dict, now: Shapes, name: str, dim: int, wanted: int) -> Iterator[dict[str, float]]:
+        """Settings of one field to a fraction, found by bisection: a dim grows with what multiplies it."""
+        values = {**self.values, **changes}
+        for f in (f for f, v in values.items() if type(v) in (int, float) and v > 0):
+            twice = self.shapes({**changes, f: 2 * values[f]})
+            if twice is None or twice.keys() != now.keys() or twice[name][dim] <= now[name][dim]:
+                continue
+            low, high = 0.0, float(2 * values[f])
+            while twice[name][dim] < wanted and high < 64 * values[f]:
+                high *= 2
+                twice = self.shapes({**changes, f: high}) or twice
+            for _ in range(60):
+                middle = (low + high) / 2
+                found = self.shapes({**changes, f: middle})
+                got = found[name][dim] if found and found.keys() == now.keys() else 0
+                if got == wanted:
+                    yield {f: _shortest(middle, lambda v, f=f: self._has({**changes, f: v}, name, dim, wanted))}
+                    break
+                low, high = (middle, high) if got < wanted else (low, middle)
+
+    def _has(self, changes: dict, name: str, dim: int, wanted: int) -> bool:
+        found = self.shapes(changes)
+        return found is not None and name in found and found[name][dim] == wanted
+
     def explain(self) -> str:
-        kind = self.model_class.__name__
         if not self._closest[1]:
-            return f"no config of {kind} has the layers of the result"
-        return f"no config of {kind} has the shapes of the result: {self._closest[1]}"
+            return f"no config of {self.kind} has the layers of the result"
+        return f"no config of {self.kind} has the shapes of the result: {self._closest[1]}"
+
+
+def _differing(now: Shapes, target: Wanted) -> list[tuple[str, int, int]]:
+    """Dims that have another size than they should: tensor, dim, wanted size."""
+    sizes = ((name, i, size) for name, shape in target.items() for i, size in enumerate(shape))
+    return [(name, i, size) for name, i, size in sizes if size is not None and now[name][i] != size]
+
+
+def _shortest(value: float, holds: Callable[[float], bool]) -> float:
+    """The number with the fewest digits near a value for which something holds."""
+    for digits in range(1, 12):
+        near = round(value, digits)
+        if near > 0 and holds(near):
+            return near
+    return value
 
 
 def _without_layers(config: Any, removed: Mapping[str, Sequence[int]]) -> Iterator[dict[str, Any]]:
