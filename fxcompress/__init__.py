@@ -10,8 +10,11 @@ from fxcompress.capture import capture
 from fxcompress.compressed import CompressedModel, apply, load
 from fxcompress.errors import CaptureError, CompressError, ProofError
 from fxcompress.export import NotExpressible
+from fxcompress.export.own import register as _register
 from fxcompress.program import Program
 from fxcompress.run import compress
+
+_register()  # AutoConfig knows our model_type
 
 __version__ = "0.1.0"
 

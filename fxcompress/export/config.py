@@ -101,9 +101,12 @@ class Probe:
         if not wrong:
             yield changes
             return
-        name, dim, wanted = wrong[0]
+        name = wrong[0][0]
         self._closest = min(self._closest, (len(wrong), f"{name} of {now[name]} would have to be {target[name]}"))
-        steps = {self._key(step): step for step in self._steps(changes, now, name, dim, wanted)}
+        # one dim says which field it needs; where fractions are allowed any may, so that another has to tell
+        asked = {(now[n][i], size): (n, i, size) for n, i, size in reversed(wrong)}
+        dims = list(asked.values()) if self.floats else wrong[:1]
+        steps = {self._key(step): step for n, i, size in dims for step in self._steps(changes, now, n, i, size)}
         better = {key: self._wrong({**changes, **step}, target) for key, step in steps.items()}
         for key in sorted(better, key=better.__getitem__):
             if depth > 0 and better[key] < len(wrong):
@@ -131,7 +134,8 @@ class Probe:
                     continue
                 slope, over = moved[name][dim] - now[name][dim], trial - value
                 if slope and (wanted - now[name][dim]) * over % slope == 0:
-                    yield {f: value + (wanted - now[name][dim]) * over // slope}
+                    step = {f: value + (wanted - now[name][dim]) * over // slope}
+                    yield from [step] if self.shapes({**changes, **step}) else self._together(changes, step)
                 break
         if self.floats:
             yield from self._fractions(changes, now, name, dim, wanted)
@@ -142,6 +146,14 @@ class Probe:
             if values[f] * wanted % now[name][dim] or values[g] * wanted % now[name][dim]:
                 continue
             yield {h: values[h] * wanted // now[name][dim] for h in (f, g)}
+
+    def _together(self, changes: dict, step: dict[str, int]) -> Iterator[dict[str, int]]:
+        """A step that the class refuses, with another field in the same proportion."""
+        values = {**self.values, **changes}
+        ((f, new),) = step.items()
+        for g in (g for g, v in values.items() if type(v) is int and v > 1 and g != f):
+            if values[g] * new % values[f] == 0 and self.shapes({**changes, **step, g: values[g] * new // values[f]}):
+                yield {**step, g: values[g] * new // values[f]}
 
     def _fractions(self, changes: dict, now: Shapes, name: str, dim: int, wanted: int) -> Iterator[dict[str, float]]:
         """Settings of one field to a fraction, found by bisection: a dim grows with what multiplies it."""

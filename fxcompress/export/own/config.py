@@ -51,6 +51,8 @@ class OwnConfig:
         whole = spec.configs.get("", {})
         self.__dict__["_stock_values"] = {name: getattr(self, name, None) for name in whole}
         set_fields(self, whole, "the model")
+        if spec.experts and self._experts_implementation is None:  # type: ignore[has-type]
+            self._experts_implementation = spec.experts
 
     def validate(self) -> None:
         """The base's checks, where they can hold: sizes of the whole model that it cannot say were set past them."""

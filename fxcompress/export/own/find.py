@@ -42,20 +42,25 @@ class Target:
     shapes: Shapes
     _stream: dict[str, frozenset[int]] = field(default_factory=dict)
 
+    def dims(self) -> Iterator[tuple[str, tuple]]:
+        """The dims of every tensor, under each of its names."""
+        for old, dims in self.program.get(AxisMap).state.items():
+            yield from ((self.names.get(name, name), dims) for name in self.program.names.get(old, (old,)))
+
     def on_stream(self, name: str) -> frozenset[int]:
         """The dims of a tensor that are the residual stream's."""
         if not self._stream:
-            axes = self.program.get(AxisMap)
-            for old, dims in axes.state.items():
-                stream = (i for i, dim in enumerate(dims) if any("residual" in axes.roles.get(a, ()) for a in leaves(dim)))
-                self._stream[self.names.get(old, old)] = frozenset(stream)
+            roles = self.program.get(AxisMap).roles
+            for each, dims in self.dims():
+                stream = (i for i, dim in enumerate(dims) if any("residual" in roles.get(a, ()) for a in leaves(dim)))
+                self._stream[each] = frozenset(stream)
         return self._stream.get(name, frozenset())
 
     def axes_under(self, path: str) -> tuple[int, ...]:
         """The sizes of the axes of a module's tensors."""
-        axes = self.program.get(AxisMap)
-        under = (dims for old, dims in axes.state.items() if self.names.get(old, old).startswith(path + "."))
-        found = {a.size for dims in under for dim in dims for a in leaves(dim) if "residual" not in axes.roles.get(a, ())}
+        roles = self.program.get(AxisMap).roles
+        under = (dim for name, dims in self.dims() if name.startswith(path + ".") for dim in dims)
+        found = {a.size for dim in under for a in leaves(dim) if "residual" not in roles.get(a, ())}
         return tuple(sorted(int(size) for size in found))
 
 
@@ -118,15 +123,17 @@ class Search:
         self, model: nn.Module, calls: Calls, shared: Mapping[str, Any], gone: Iterable[str]
     ) -> list[tuple[list[str], list[Change | dict]]]:
         """Modules with wrong shapes, those of one kind together, and the changes that may be theirs."""
-        wanted = {n: s for n, s in self.target.shapes.items() if not _under(n, gone)}
+        wanted = self._stored(model, gone)
         todo: dict[str, None] = {}
         for name in self._wrong(model, wanted):
             todo.setdefault(_owner_with_config(model, calls, name), None)
         kinds: dict[str, tuple[list[str], list]] = {}
-        done: list[str] = []
+        done: list[nn.Module] = []
         for path in sorted(todo, key=lambda p: p.count(".")):
-            if _under(path + ".", done):
+            module = module_at(model, path)
+            if any(module is other for other in done):  # shared: it is done where it stands first
                 continue
+            done.append(module)
             kind, found = self._candidates(model, calls, path, shared, wanted)
             kinds.setdefault(kind, ([], found))[0].append(path)
         return list(kinds.values())
@@ -152,7 +159,7 @@ class Search:
         if module in calls and calls[module].config is not None and not isinstance(module, PreTrainedModel):
             found = list(Part(path, calls[module], mine, shared).candidates(inner, axes))
         if not found:
-            kind, found = path, [self._narrowed(model, calls, path, shared, mine, inner)]
+            kind, found = path, self._narrowed(model, calls, path, shared, mine, inner)
         self._known[kind] = found
         return kind, found
 
@@ -161,7 +168,7 @@ class Search:
 
     def _narrowed(
         self, model: nn.Module, calls: Calls, path: str, shared: Mapping[str, Any], mine: Shapes, inner: Wanted
-    ) -> dict[str, Any]:
+    ) -> list[dict[str, Any]]:
         """A module of the original's sizes within, whose projections skip what was cut."""
         module = module_at(model, path)
         call = calls.get(module)
@@ -185,33 +192,42 @@ class Search:
             if found is None:
                 raise NotExpressible(self._explained(full, name, now[name], mine[name]))
             sizes[full] = found
-            law = self._positions(leaf, owner, path, mine, inner)
+            with torch.device("meta"):
+                law = self._positions(leaf, calls[leaf].again(None, _uneven(found)), owner, path, mine, inner)
             if law is not None:
                 narrow[full] = law
-        return {"configs": {path: fields} if fields else {}, "arguments": sizes, "narrow": narrow}
+        change = {"configs": {path: fields} if fields else {}, "arguments": sizes, "narrow": narrow}
+        return [change] if call is not None and call.config is not None else [{**change, "narrow": {}}, change]
 
     def _explained(self, path: str, name: str, now: tuple, wanted: tuple) -> str:
         kind = self.stock.__name__
         return f"no config of {kind} or of its modules has the shapes of the result: {path} has {name.rpartition('.')[2]} of {now}, which would have to be {wanted}"
 
-    def _positions(self, leaf: nn.Module, owner: str, path: str, mine: Shapes, inner: Wanted) -> Narrow | None:
-        """Which positions of its input and output a projection still has; None where only the stream's width changed."""
+    def _positions(
+        self, leaf: nn.Module, uneven: nn.Module, owner: str, path: str, mine: Shapes, inner: Wanted
+    ) -> Narrow | None:
+        """Which positions of its input and output a projection still has; None where only the stream's width changed.
+
+        ``uneven``: the projection with an input and an output of different width, which tells its dims apart.
+        """
         weight = f"{owner}.weight" if owner else "weight"
-        shape = mine[weight]
-        full = f"{path}.{weight}"
-        old: Tensor = leaf.get_parameter("weight")
-        cut = {i for i, size in enumerate(shape) if inner[weight][i] is not None and size != old.shape[i]}
+        shape, old = mine[weight], leaf.get_parameter("weight").shape
+        kept = self._kept(f"{path}.{weight}")
+        cut = {i for i in kept if inner[weight][i] is not None}
         if not cut:
             return None
-        at = _input_and_output(leaf)
-        kept = self.replay.kept.get(self.originals.get(full, full), {})
-        for i in cut:
-            index = kept.get(i)
-            if index is None or len(index) != shape[i] or at is None:
-                raise NotExpressible(self._explained(f"{path}.{owner}", weight, tuple(old.shape), shape))
-        assert at is not None
+        at = _input_and_output(uneven)
+        lost = [i for i in cut if kept[i] is None or len(kept[i]) != shape[i]]  # type: ignore[arg-type]
+        if at is None or lost:
+            raise NotExpressible(self._explained(f"{path}.{owner}".removesuffix("."), weight, tuple(old), shape))
         reads, gives = (write_ranges(kept[i]) if i in cut else None for i in at)  # type: ignore[arg-type]
-        return Narrow(reads=reads, gives=gives, width=old.shape[at[1]] if gives else 0)
+        return Narrow(reads=reads, gives=gives, width=old[at[1]] if gives else 0)
+
+    def _kept(self, name: str) -> dict[int, Tensor | None]:
+        """The positions left of the original's dims, by any of the tensor's names."""
+        original = self.originals.get(name, name)
+        first = next((k for k, names in self.target.program.names.items() if original in names), original)
+        return self.replay.kept.get(first, self.replay.kept.get(original, {}))
 
     def _lifted(self, spec: Spec) -> Spec | None:
         """Fields that no two modules disagree on, as the whole model's; None where the shapes are others then."""
@@ -236,8 +252,12 @@ class Search:
         with torch.device("meta"), recording(classes) as calls:
             model = kind(config)
             assemble(model, spec, calls)
-        wanted = {n: s for n, s in self.target.shapes.items() if not _under(n, spec.absent)}
-        return self._wrong(model, wanted)
+        return self._wrong(model, self._stored(model, spec.absent))
+
+    def _stored(self, model: nn.Module, gone: Iterable[str]) -> Shapes:
+        """The target's tensors that a checkpoint of the class holds: others the class makes of sizes."""
+        stored = set(model.state_dict())
+        return {n: s for n, s in self.target.shapes.items() if n in stored and not _under(n, gone)}
 
 
 def shapes_of(module: nn.Module, names: Iterable[str], strict: bool = False) -> Shapes:
@@ -266,6 +286,11 @@ def _input_and_output(leaf: nn.Module) -> tuple[int, int] | None:
         if isinstance(out, Tensor) and out.shape == (1, 2, weight.shape[gives]):
             return (reads, gives)
     return None
+
+
+def _uneven(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of which no two are equal."""
+    return {name: size + i * 1009 for i, (name, size) in enumerate(sorted(sizes.items()))}
 
 
 def _owner_with_config(model: nn.Module, calls: Calls, name: str) -> str:

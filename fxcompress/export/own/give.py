@@ -68,10 +68,12 @@ def _models(program: Program, steps: list[Step], past: Replay) -> Iterator[tuple
     for search, weights in _searches(program, steps, past):
         try:
             for spec in search.specs():
-                model = _build(program, search, spec, weights)
-                yield model, _why_not(program, model)
+                for model in _built(program, search, spec, weights):
+                    yield model, _why_not(program, model)
         except NotExpressible as refusal:
             refusals.append(str(refusal))
+        except Exception as refusal:  # what a class says to a config may be any exception
+            refusals.append(f"{search.stock.__name__} refuses modules of their own sizes: {str(refusal).splitlines()[0]}")
     if refusals:
         raise NotExpressible(refusals[0])
 
@@ -92,11 +94,12 @@ def _searches(program: Program, steps: list[Step], past: Replay) -> Iterator[tup
                 config = with_fields(base, change)
                 here = {renumbered(p + ".", items)[:-1]: law for p, law in parts.items()}
                 search, weights = _search(program, past, config, names, here, items)
+                fits = _has_names(search, weights)
             except NotExpressible:
                 raise
             except Exception:  # a validator's refusal may be any exception
                 continue
-            if _has_names(search, weights):
+            if fits:
                 yield search, weights
     plain = {name: name for name in names}
     yield _search(program, past, base, plain, dict(past.gone))
@@ -129,14 +132,23 @@ def _has_names(search: Search, weights: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _build(program: Program, search: Search, spec: Spec, weights: Mapping[str, Tensor]) -> Any:
-    """The model with the program's weights; numbers and tensors that its class makes of sizes are the program's."""
-    config = _config(search, spec)
-    model = _load(program, config, weights)
-    spec = spec.model_copy(update={"buffers": _buffers(model, weights), "constants": _constants(model, search)})
-    if spec.buffers or spec.constants:
-        model = _load(program, _config(search, spec), weights)
-    return model
+def _built(program: Program, search: Search, spec: Spec, weights: Mapping[str, Tensor]) -> Iterator[Any]:
+    """Models with the program's weights; numbers and tensors that the class makes of sizes are the program's.
+
+    A tensor of another shape may be the program's, or the class's where narrow projections keep the sizes within; and
+    experts may be of a size that their kernel refuses.
+    """
+    first = _load(program, _config(search, spec), weights)
+    buffers, constants = _buffers(first, weights), _constants(first, search)
+    shaped = {name: b for name, b in buffers.items() if first.get_buffer(name).shape == b.shape}
+    for stored in (buffers, shaped) if len(shaped) < len(buffers) else (buffers,):
+        for experts in (None, "eager") if _has_experts(first) else (None,):
+            whole = spec.model_copy(update={"buffers": stored, "constants": constants, "experts": experts})
+            yield _load(program, _config(search, whole), weights)
+
+
+def _has_experts(model: Any) -> bool:
+    return model.config._experts_implementation not in (None, "eager")
 
 
 def _config(search: Search, spec: Spec) -> Any:

@@ -56,7 +56,7 @@ def assemble(model: nn.Module, spec: Spec, calls: Calls) -> None:
         replace(model, old, new)
     for path, law in spec.absent.items():
         old = module_at(model, path)
-        replace(model, old, AbsentModule(law, layer_of(old)))
+        replace(model, old, AbsentModule(law, layer_of(old), old))
     for path, at in spec.narrow.items():
         narrow(module_at(model, path), at)
     for name, stored in spec.buffers.items():

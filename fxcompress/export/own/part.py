@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -78,13 +79,16 @@ class Part:
         return Change(sides["config."], sides["given."])
 
     def _variants(self, probe: Probe, changes: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Another field that moves no dim, in the proportion of one that was changed."""
-        shapes = probe.shapes(changes)
-        ratios = {(v, probe.values[k]) for k, v in changes.items() if type(v) is int}
+        """Another field that moves no dim, in the proportion of a dim that was cut."""
+        before, shapes = probe.shapes({}), probe.shapes(changes)
+        assert before is not None and shapes is not None
+        pairs = ((k, s) for n in shapes for k, s in zip(before[n], shapes[n], strict=True))
+        ratios = sorted({Fraction(new, old) for old, new in pairs if new != old and old})
         for name, value in probe.values.items():
-            for new, old in ratios if type(value) is int and name not in changes else ():
-                if value * new % old == 0 and probe.shapes({**changes, name: value * new // old}) == shapes:
-                    yield {**changes, name: value * new // old}
+            for ratio in ratios if type(value) is int and name not in changes else ():
+                scaled = {**changes, name: int(value * ratio)}
+                if (value * ratio).denominator == 1 and probe.shapes(scaled) == shapes:
+                    yield scaled
 
     def _with_sizes_within(self, change: Change) -> Change | None:
         """With the integers of projections whose remaining dims are wrong; None where they cannot be said."""

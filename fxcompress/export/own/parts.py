@@ -66,8 +66,11 @@ class _Gives(_Positions):
 class AbsentModule(nn.Module):
     """In the place of a module that was removed."""
 
-    def __init__(self, law: Absent, layer: int | None) -> None:
+    def __init__(self, law: Absent, layer: int | None, old: nn.Module) -> None:
         super().__init__()
+        for name, value in vars(old).items():  # models ask their layers what they are
+            if not name.startswith("_") and isinstance(value, str | int | float | None):
+                setattr(self, name, value)
         self.law, self.layer = law, layer
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -67,6 +67,7 @@ class Spec(Strict):
 
     configs: fields that differ for a module, in a config of its own. arguments: integers that a module is constructed
     with. narrow, absent: see there. buffers: tensors that are stored. constants: numbers that a class derives from sizes.
+    experts: "eager" where sizes fit no kernel that multiplies all experts at once.
     """
 
     base: Annotated[str, Field(pattern=r"^[\w-]+$", max_length=100)]
@@ -76,6 +77,7 @@ class Spec(Strict):
     absent: dict[Path, Absent] = {}
     buffers: dict[Path, Stored] = {}
     constants: dict[Path, Value] = {}
+    experts: Literal["eager"] | None = None
 
     @classmethod
     def read(cls, values: Any) -> Spec:
