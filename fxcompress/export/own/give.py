@@ -135,20 +135,23 @@ def _has_names(search: Search, weights: Mapping[str, Tensor]) -> bool:
 def _built(program: Program, search: Search, spec: Spec, weights: Mapping[str, Tensor]) -> Iterator[Any]:
     """Models with the program's weights; numbers and tensors that the class makes of sizes are the program's.
 
-    A tensor of another shape may be the program's, or the class's where narrow projections keep the sizes within; and
-    experts may be of a size that their kernel refuses.
+    A tensor of another shape may be the program's, or the class's where narrow projections keep the sizes within.
     """
     first = _load(program, _config(search, spec), weights)
     buffers, constants = _buffers(first, weights), _constants(first, search)
     shaped = {name: b for name, b in buffers.items() if first.get_buffer(name).shape == b.shape}
     for stored in (buffers, shaped) if len(shaped) < len(buffers) else (buffers,):
-        for experts in (None, "eager") if _has_experts(first) else (None,):
-            whole = spec.model_copy(update={"buffers": stored, "constants": constants, "experts": experts})
-            yield _load(program, _config(search, whole), weights)
+        whole = spec.model_copy(update={"buffers": stored, "constants": constants})
+        model = first if whole == spec else _load(program, _config(search, whole), weights)
+        if _experts_refuse(program, model):
+            model = _load(program, _config(search, whole.model_copy(update={"experts": "eager"})), weights)
+        yield model
 
 
-def _has_experts(model: Any) -> bool:
-    return model.config._experts_implementation not in (None, "eager")
+def _experts_refuse(program: Program, model: Any) -> bool:
+    """Does the kernel that multiplies all experts at once refuse their sizes?"""
+    one_kernel = model.config._experts_implementation not in (None, "eager")
+    return one_kernel and not program.is_meta and _why_not(program, model).startswith("does not run")
 
 
 def _config(search: Search, spec: Spec) -> Any:

@@ -8,6 +8,7 @@ An ordinary subclass of the base: ``generate``, caches, tying and the loading of
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,6 +43,8 @@ class OwnModel:
             assemble(self, config.spec, calls)  # type: ignore[arg-type]
         exact = {name for name, stored in config.spec.buffers.items() if stored.dtype == "float32"}
         self._keep_in_fp32_modules_strict = {*(self._keep_in_fp32_modules_strict or ()), *exact}
+        if config.spec.absent:
+            _forget_ties(self)  # type: ignore[arg-type]
         self.tie_weights()  # type: ignore[attr-defined]
 
 
@@ -69,6 +72,17 @@ def assemble(model: nn.Module, spec: Spec, calls: Calls) -> None:
         if type(module.__dict__.get(last)) not in (float, int):
             raise CompressError(f"{name} is no number that {type(module).__name__} has")
         setattr(module, last, value)
+
+
+def _forget_ties(model: Any) -> None:
+    """Ties with a module that is absent: the class says which tensors are tied by patterns, whether they are there or not."""
+    for module in model.modules():
+        ties = getattr(module, "_tied_weights_keys", None)
+        if isinstance(ties, dict):
+            names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+            there = {p: any(re.search(p, name) for name in names) for tie in ties.items() for p in tie}
+            module._tied_weights_keys = {a: b for a, b in ties.items() if there[a] and there[b]}
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
 def construct(call: Call, fields: Any, sizes: Any, where: str) -> nn.Module:

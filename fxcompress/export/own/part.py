@@ -21,7 +21,7 @@ from fxcompress.export.config import Probe, Shapes, Wanted
 from fxcompress.export.own.model import construct
 from fxcompress.export.own.record import Call, Calls, recording
 
-_SOLUTIONS = 3  # with other shapes within, for each way of asking
+_SOLUTIONS = 8  # with other shapes within, for each way of asking
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Part:
                         found.append(change)
             if found:
                 break
-        return sorted(found, key=lambda change: -self._named(change, axes))
+        different = {self._numbers(change): change for change in reversed(found)}
+        return sorted(different.values(), key=lambda change: -self._named(change, axes))
 
     def _values(self) -> dict[str, Any]:
         config = self.call.config
@@ -111,11 +112,19 @@ class Part:
             with recording({type(m) for m in plain.modules()}) as calls:
                 return construct(self.call, change.fields, change.sizes, self.path), calls
 
-    def _named(self, change: Change, axes: Sequence[int]) -> int:
-        """How many sizes of the program's axes the module has among its integers."""
+    def _numbers(self, change: Change) -> tuple:
+        """What a module and those in it know of their sizes: of two changes that differ in nothing here one is enough."""
         module, _ = self._constructed(change)
-        numbers = {v for m in module.modules() for v in m.__dict__.values() if type(v) is int}
-        return len(numbers & set(axes))
+        return tuple(
+            (path, name, value)
+            for path, m in module.named_modules()
+            for name, value in sorted(vars(m).items())
+            if type(value) in (int, float) and not name.startswith("_")
+        )
+
+    def _named(self, change: Change, axes: Sequence[int]) -> int:
+        """How many of the sizes of the program's axes are among the module's own numbers."""
+        return len({v for path, name, v in self._numbers(change) if not path and "idx" not in name} & set(axes))
 
 
 _SIDES = ("config.", "given.")
