@@ -11,6 +11,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -143,9 +144,11 @@ class Probe:
             alone = self.shapes({**changes, f: 2 * values[f]})
             if alone is not None and alone.keys() == now.keys():
                 continue
-            if values[f] * wanted % now[name][dim] or values[g] * wanted % now[name][dim]:
-                continue
-            yield {h: values[h] * wanted // now[name][dim] for h in (f, g)}
+            up = {h: Fraction(values[h] * wanted, now[name][dim]) for h in (f, g)}
+            down = {h: Fraction(values[h] * now[name][dim], wanted or 1) for h in (f, g)}
+            for pair in (up, {f: up[f], g: down[g]}, {f: down[f], g: up[g]}):  # h·e = n·d has factors on either side
+                if all(value.denominator == 1 for value in pair.values()):
+                    yield {h: int(value) for h, value in pair.items()}
 
     def _together(self, changes: dict, step: dict[str, int]) -> Iterator[dict[str, int]]:
         """A step that the class refuses, with another field in the same proportion."""
@@ -178,6 +181,10 @@ class Probe:
     def _has(self, changes: dict, name: str, dim: int, wanted: int) -> bool:
         found = self.shapes(changes)
         return found is not None and name in found and found[name][dim] == wanted
+
+    def forget(self) -> None:
+        """Explain what is asked from here on."""
+        self._closest = (1 << 30, "")
 
     def explain(self) -> str:
         if not self._closest[1]:

@@ -47,7 +47,7 @@ def nearest(program: Program, p: CutsAxes) -> str:
     if program.origin.config is None:
         return f"{kind} is a plain module: it has no config to describe the result"
     groups = p.selected(program)
-    what = (p.role or "indices").replace("_", " ") + "s"
+    what = "residual channels" if p.role == "residual" else (p.role or "indice").replace("_", " ") + "s"
     if p.scope == "global":
         return f"{kind} has one size for all layers: scope='layer' with the same ratio gives every layer the same"
     left_out = [g for g in p.candidates(program.get(AxisMap)) if not g.pinned and g not in groups]
@@ -57,7 +57,7 @@ def nearest(program: Program, p: CutsAxes) -> str:
     first, asked = groups[0], p.amount.kept(groups[0].sizes, groups[0].key)
     rows = first.total // first.size
     if search.holds(asked):
-        return f"{kind} can hold {asked * rows} {what}"
+        return f"{kind} can hold {asked * rows} {what}: it is not the sizes that stand against it"
     below = search.first(range(asked - 1, 0, -1))
     above = search.first(range(asked + 1, first.size + 1))
     found = [str(n * rows) for n in (below, above) if n is not None]
@@ -94,7 +94,7 @@ class _Search:
             return True
         if not self._fits(count):
             return False
-        cut, step = self.program.map_state(lambda _, t: t.to("meta")), Step("nearest", self._keep(count))
+        cut, step = self.program.on_device(torch.device("meta")), Step("nearest", self._keep(count))
         try:
             rewrite(cut, step)
             to_transformers(cut, [step])
@@ -104,6 +104,7 @@ class _Search:
 
     def why(self, count: int) -> str:
         """What stands against a count."""
+        self.probe.forget()
         self._fits(count)
         return self.probe.explain()
 

@@ -87,7 +87,9 @@ def config_class(base: str) -> Any:
         raise CompressError(f"the config's base {base!r} is no model_type that this version of transformers knows")
     stock: Any = CONFIG_MAPPING[base]
     if stock not in MODEL_FOR_CAUSAL_LM_MAPPING or stock.sub_configs:
-        raise CompressError(f"transformers has no causal language model of model_type {base!r} with a config of one piece")
+        raise CompressError(
+            f"transformers has no causal language model of model_type {base!r} with a config of one piece"
+        )
     from fxcompress.export.own.model import model_class  # the modeling code of the base is needed from here on
 
     members = {"model_type": MODEL_TYPE, "_base_type": base, "__module__": __name__}

@@ -109,11 +109,15 @@ class Search:
     def _unread(self, model: nn.Module) -> dict[str, Absent]:
         """Norms of what is gone: modules of the model whose parameters the program has none of."""
         out = {}
-        tied = set(getattr(model, "all_tied_weights_keys", {}))
+        tied = getattr(model, "all_tied_weights_keys", {})
         for path, module in model.named_modules():
             mine = [f"{path}.{n}" for n, _ in module.named_parameters(recurse=False)]
             under = any(path == p or path.startswith(p + ".") for p in self.gone)
-            if mine and not under and not any(n in self.target.shapes or n in tied for n in mine):
+            if (
+                mine
+                and not under
+                and not any(n in self.target.shapes or tied.get(n) in self.target.shapes for n in mine)
+            ):
                 if next(module.children(), None) is not None:
                     raise NotExpressible(f"{path} has lost its tensors, and no config says so")
                 out[path] = Absent(law="pass")
@@ -149,11 +153,15 @@ class Search:
         module = module_at(model, path)
         mine = {n.removeprefix(path + "."): s for n, s in wanted.items() if n.startswith(path + ".")}
         mine = {n: s for n, s in mine.items() if n in shapes_of(module, mine)}
-        inner = {n: tuple(None if i in self.target.on_stream(f"{path}.{n}") else k for i, k in enumerate(s))
-                 for n, s in mine.items()}
+        inner = {
+            n: tuple(None if i in self.target.on_stream(f"{path}.{n}") else k for i, k in enumerate(s))
+            for n, s in mine.items()
+        }
         axes = self.target.axes_under(path)
         found: list = []
-        kind = repr((type(module).__name__, mine, inner, axes, sorted(calls[module].sizes.items()) if module in calls else path))
+        kind = repr(
+            (type(module).__name__, mine, inner, axes, sorted(calls[module].sizes.items()) if module in calls else path)
+        )
         if kind in self._known:
             return kind, self._known[kind]
         if module in calls and calls[module].config is not None and not isinstance(module, PreTrainedModel):

@@ -73,7 +73,9 @@ def _models(program: Program, steps: list[Step], past: Replay) -> Iterator[tuple
         except NotExpressible as refusal:
             refusals.append(str(refusal))
         except Exception as refusal:  # what a class says to a config may be any exception
-            refusals.append(f"{search.stock.__name__} refuses modules of their own sizes: {str(refusal).splitlines()[0]}")
+            refusals.append(
+                f"{search.stock.__name__} refuses modules of their own sizes: {str(refusal).splitlines()[0]}"
+            )
     if refusals:
         raise NotExpressible(refusals[0])
 
@@ -101,7 +103,10 @@ def _searches(program: Program, steps: list[Step], past: Replay) -> Iterator[tup
                 continue
             if fits:
                 yield search, weights
-    plain = {name: name for name in names}
+    plain = {}
+    for name in names:  # a shared tensor has another owner where its first one is gone
+        owners = (n for n in program.names.get(name, (name,)) if not any(_gone(n, [item]) for item in items))
+        plain[name] = next(owners, name)
     yield _search(program, past, base, plain, dict(past.gone))
 
 
@@ -179,7 +184,11 @@ def _load(program: Program, config: Any, weights: Mapping[str, Tensor]) -> Any:
     with torch.device("meta"):
         stored = set(kind(config).state_dict())
     given = {n: t for n, t in weights.items() if n in stored}
-    model = kind.from_pretrained(None, config=config, state_dict=given, dtype=_dtype(program))
+    model, notes = kind.from_pretrained(
+        None, config=config, state_dict=given, dtype=_dtype(program), output_loading_info=True
+    )
+    if notes["missing_keys"]:
+        raise NotExpressible(f"{min(notes['missing_keys'])} of {kind.__name__} is not in the result")
     model.generation_config = _generation_config(program) or model.generation_config
     return model.eval()
 

@@ -1,7 +1,7 @@
 """What a plan did to the model that it began with: replayed on a copy without values.
 
-    positions of a tensor's dim     which of the original indices are left, in order
-    gone                            what stood where a module was removed
+positions of a tensor's dim     which of the original indices are left, in order
+gone                            what stood where a module was removed
 """
 
 from __future__ import annotations

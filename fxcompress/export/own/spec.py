@@ -87,7 +87,9 @@ class Spec(Strict):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"][:4]) or "it"
-            raise CompressError(f"the field 'fxcompress' of the config cannot be read: {where}: {first['msg']}") from error
+            raise CompressError(
+                f"the field 'fxcompress' of the config cannot be read: {where}: {first['msg']}"
+            ) from error
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude_defaults=True)
