@@ -123,7 +123,7 @@ class Probe:
             return 1 << 30
         return len(_differing(now, target))
 
-    def _steps(self, changes: dict, now: Shapes, name: str, dim: int, wanted: int) -> Iterator[dict[str, int]]:
+    def _steps(self, changes: dict, now: Shapes, name: str, dim: int, wanted: int) -> Iterator[dict[str, Any]]:
         """Settings of one field, or of two that only move together, that bring one dim to the wanted size."""
         values = {**self.values, **changes}
         fields = [f for f, v in values.items() if type(v) is int and v > 1]
@@ -136,7 +136,8 @@ class Probe:
                 slope, over = moved[name][dim] - now[name][dim], trial - value
                 if slope and (wanted - now[name][dim]) * over % slope == 0:
                     step = {f: value + (wanted - now[name][dim]) * over // slope}
-                    yield from [step] if self.shapes({**changes, **step}) else self._together(changes, step)
+                    if step[f] > 0:
+                        yield from [step] if self.shapes({**changes, **step}) else self._together(changes, step)
                 break
         if self.floats:
             yield from self._fractions(changes, now, name, dim, wanted)
@@ -174,13 +175,19 @@ class Probe:
                 found = self.shapes({**changes, f: middle})
                 got = found[name][dim] if found and found.keys() == now.keys() else 0
                 if got == wanted:
-                    yield {f: _shortest(middle, lambda v, f=f: self._has({**changes, f: v}, name, dim, wanted))}
+                    yield {f: self._shortest({**changes, f: middle}, f, (name, dim), wanted)}
                     break
                 low, high = (middle, high) if got < wanted else (low, middle)
 
-    def _has(self, changes: dict, name: str, dim: int, wanted: int) -> bool:
-        found = self.shapes(changes)
-        return found is not None and name in found and found[name][dim] == wanted
+    def _shortest(self, changes: dict, f: str, at: tuple[str, int], wanted: int) -> float:
+        """The number with the fewest digits near a field's value with which a dim still has the wanted size."""
+        name, dim = at
+        for digits in range(1, 12):
+            near = round(changes[f], digits)
+            found = self.shapes({**changes, f: near}) or {}
+            if near > 0 and name in found and found[name][dim] == wanted:
+                return near
+        return changes[f]
 
     def forget(self) -> None:
         """Explain what is asked from here on."""
@@ -196,15 +203,6 @@ def _differing(now: Shapes, target: Wanted) -> list[tuple[str, int, int]]:
     """Dims that have another size than they should: tensor, dim, wanted size."""
     sizes = ((name, i, size) for name, shape in target.items() for i, size in enumerate(shape))
     return [(name, i, size) for name, i, size in sizes if size is not None and now[name][i] != size]
-
-
-def _shortest(value: float, holds: Callable[[float], bool]) -> float:
-    """The number with the fewest digits near a value for which something holds."""
-    for digits in range(1, 12):
-        near = round(value, digits)
-        if near > 0 and holds(near):
-            return near
-    return value
 
 
 def _without_layers(config: Any, removed: Mapping[str, Sequence[int]]) -> Iterator[dict[str, Any]]:

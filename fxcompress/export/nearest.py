@@ -2,8 +2,9 @@
 
     Mamba2ForCausalLM can hold 6 or 12 ssm heads in each layer, not 9        hidden · expand = heads · head_dim
 
-How many indices of each dim stay follows from the count that a pass keeps, so that many counts are tried on shapes alone
-and nothing is rewritten; the nearest below and above are then cut, on ``meta``, and compared as a result would be.
+How many indices of each dim stay follows from the count that a pass keeps, so that many counts are tried on shapes
+alone and nothing is rewritten. The nearest below and above are then cut on ``meta`` and compared with what their config
+builds, by how the sizes are divided; constants that a class derives from sizes show in logits only.
 """
 
 from __future__ import annotations

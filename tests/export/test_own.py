@@ -1,4 +1,4 @@
-"""What no config of transformers says loads with transformers all the same: a model_type of ours, and no code but ours."""
+"""What no config of transformers says loads with transformers all the same, by a model_type of ours."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_a_result_in_half_precision_keeps_its_constants_exact(tmp_path):
     torch.testing.assert_close(logits(again, ids), logits(small, ids), rtol=0.02, atol=0.02)
 
 
-# ---- a config of ours is data from a stranger --------------------------------------------------------------------------
+# ---- a config of ours is data from a stranger ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -243,10 +243,10 @@ def test_a_config_without_our_field_is_refused():
 
 def test_constructors_are_put_back_also_when_a_model_does_not_build():
     before = torch.nn.Linear.__init__
-    with pytest.raises(RuntimeError, match="stop"), recording([torch.nn.Linear]):
-        assert torch.nn.Linear.__init__ is not before
-        raise RuntimeError("stop")
+    with pytest.raises(TypeError), recording([torch.nn.Linear]):
+        torch.nn.Linear("no size")
     assert torch.nn.Linear.__init__ is before
+    assert "__init__" in vars(torch.nn.Linear)
 
 
 def test_the_type_is_registered_without_any_modeling_code():

@@ -92,7 +92,8 @@ def config_class(base: str) -> Any:
         )
     from fxcompress.export.own.model import model_class  # the modeling code of the base is needed from here on
 
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[stock]
     members = {"model_type": MODEL_TYPE, "_base_type": base, "__module__": __name__}
     own: Any = type(f"Compressed{stock.__name__}", (OwnConfig, stock), members)
-    AutoModelForCausalLM.register(own, model_class(MODEL_FOR_CAUSAL_LM_MAPPING[stock], own), exist_ok=True)
+    AutoModelForCausalLM.register(own, model_class(model, own), exist_ok=True)
     return own

@@ -83,7 +83,7 @@ class Search:
         model, calls = self._built(changed(self.config, shared, "the model"))
         gone = {**self.gone, **self._unread(model)}
         kinds = self._kinds(model, calls, shared, gone)
-        for choice in itertools.islice(itertools.product(*(found for _, found in kinds)), _COMBINATIONS):
+        for choice in itertools.islice(_choices([found for _, found in kinds]), _COMBINATIONS):
             own = {path: change for (paths, _), change in zip(kinds, choice, strict=True) for path in paths}
             spec = _spec(base, shared, own, gone)
             yield from filter(None, (self._lifted(spec), spec))
@@ -184,9 +184,8 @@ class Search:
         if call is not None and call.config is not None and not isinstance(module, PreTrainedModel):
             numbers = {k: getattr(self.config, k, None) for k in shared}
             fields = {k: v for k, v in numbers.items() if v is not None}
-            with recording({type(m) for m in module.modules()}) as calls:
-                with torch.device("meta"):
-                    module = call.again(changed(call.config, fields, path))
+            with recording({type(m) for m in module.modules()}) as calls, torch.device("meta"):
+                module = call.again(changed(call.config, fields, path))
         sizes: dict[str, dict[str, int]] = {}
         narrow: dict[str, Narrow] = {}
         now = shapes_of(module, mine)
@@ -209,7 +208,10 @@ class Search:
 
     def _explained(self, path: str, name: str, now: tuple, wanted: tuple) -> str:
         kind = self.stock.__name__
-        return f"no config of {kind} or of its modules has the shapes of the result: {path} has {name.rpartition('.')[2]} of {now}, which would have to be {wanted}"
+        return (
+            f"no config of {kind} or of its modules has the shapes of the result: {path} has"
+            f" {name.rpartition('.')[2]} of {now}, which would have to be {wanted}"
+        )
 
     def _positions(
         self, leaf: nn.Module, uneven: nn.Module, owner: str, path: str, mine: Shapes, inner: Wanted
@@ -266,6 +268,22 @@ class Search:
         """The target's tensors that a checkpoint of the class holds: others the class makes of sizes."""
         stored = set(model.state_dict())
         return {n: s for n, s in self.target.shapes.items() if n in stored and not _under(n, gone)}
+
+
+def _choices(kinds: list[list[Any]]) -> Iterator[tuple[Any, ...]]:
+    """One candidate for each kind: first those that set the same fields everywhere, for all layers were cut alike."""
+    ranks: dict[str, int] = {}
+    for found in kinds:
+        named = {_fields_of(candidate): rank for rank, candidate in reversed(list(enumerate(found)))}
+        for fields in named.keys() | ranks.keys():
+            ranks[fields] = ranks.get(fields, 0) + named.get(fields, len(found))
+    for fields in sorted(ranks, key=lambda fields: (ranks[fields], fields)):
+        yield tuple(next((c for c in found if _fields_of(c) == fields), found[0]) for found in kinds)
+    yield from itertools.product(*kinds)
+
+
+def _fields_of(candidate: Any) -> str:
+    return repr(sorted([*candidate.fields, *candidate.sizes])) if isinstance(candidate, Change) else "narrow"
 
 
 def shapes_of(module: nn.Module, names: Iterable[str], strict: bool = False) -> Shapes:

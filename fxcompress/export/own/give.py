@@ -47,7 +47,7 @@ def to_own(program: Program, steps: Iterable[Step]) -> Any:
     origin, steps = program.origin, list(steps)
     if origin.config is None:
         raise NotExpressible(f"{origin.model_class.__name__} is a plain module: it has no config")
-    stock = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(origin.config), None)
+    stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(origin.config), None)
     if stock is not origin.model_class or origin.config.sub_configs:
         raise NotExpressible(f"{origin.model_class.__name__} is not what transformers makes of its config")
     try:

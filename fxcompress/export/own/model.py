@@ -75,7 +75,7 @@ def assemble(model: nn.Module, spec: Spec, calls: Calls) -> None:
 
 
 def _forget_ties(model: Any) -> None:
-    """Ties with a module that is absent: the class says which tensors are tied by patterns, whether they are there or not."""
+    """Drop ties with what is absent: a class says by patterns which tensors are tied, there or not."""
     for module in model.modules():
         ties = getattr(module, "_tied_weights_keys", None)
         if isinstance(ties, dict):

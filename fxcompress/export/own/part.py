@@ -54,7 +54,9 @@ class Part:
                         found.append(change)
             if found:
                 break
-        different = {self._numbers(change): change for change in reversed(found)}
+        different: dict[tuple, Change] = {}
+        for change in found:
+            different.setdefault(self._numbers(change), change)
         return sorted(different.values(), key=lambda change: -self._named(change, axes))
 
     def _values(self) -> dict[str, Any]:
@@ -82,7 +84,8 @@ class Part:
     def _variants(self, probe: Probe, changes: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Another field that moves no dim, in the proportion of a dim that was cut."""
         before, shapes = probe.shapes({}), probe.shapes(changes)
-        assert before is not None and shapes is not None
+        assert before is not None
+        assert shapes is not None
         pairs = ((k, s) for n in shapes for k, s in zip(before[n], shapes[n], strict=True))
         ratios = sorted({Fraction(new, old) for old, new in pairs if new != old and old})
         for name, value in probe.values.items():
@@ -113,7 +116,7 @@ class Part:
                 return construct(self.call, change.fields, change.sizes, self.path), calls
 
     def _numbers(self, change: Change) -> tuple:
-        """What a module and those in it know of their sizes: of two changes that differ in nothing here one is enough."""
+        """What a module and those in it know of their sizes: of two changes with the same here one is enough."""
         module, _ = self._constructed(change)
         return tuple(
             (path, name, value)

@@ -66,14 +66,14 @@ def recording(classes: Iterable[type[nn.Module]]) -> Iterator[Calls]:
         saved = {kind: kind.__dict__.get("__init__") for kind in classes}
         try:
             for kind in saved:
-                kind.__init__ = _recorded(kind.__init__, calls, threading.get_ident())  # type: ignore[misc]
+                kind.__init__ = _recorded(kind.__init__, calls, threading.get_ident())  # type: ignore[method-assign, misc]
             yield calls
         finally:
             for kind, own in saved.items():
                 if own is None:
                     del kind.__init__
                 else:
-                    kind.__init__ = own  # type: ignore[misc]
+                    kind.__init__ = own  # type: ignore[method-assign, misc]
 
 
 def _recorded(init: Callable[..., None], calls: Calls, thread: int) -> Callable[..., None]:

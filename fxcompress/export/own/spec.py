@@ -1,7 +1,7 @@
 """What a result differs in from the models of its class, as data that is checked before anything is built.
 
-A ``config.json`` of ours is data from a stranger. It names classes by nothing but a ``model_type`` of transformers, paths
-of modules that the class itself builds, and numbers.
+A ``config.json`` of ours is data from a stranger. It names classes by nothing but a ``model_type`` of transformers;
+the rest is paths of modules that the class itself builds, and numbers.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Spec(Strict):
     """``base``: the model_type whose class builds the model; the path ``""`` stands for the whole model.
 
     configs: fields that differ for a module, in a config of its own. arguments: integers that a module is constructed
-    with. narrow, absent: see there. buffers: tensors that are stored. constants: numbers that a class derives from sizes.
-    experts: "eager" where sizes fit no kernel that multiplies all experts at once.
+    with. narrow, absent: see there. buffers: tensors that are stored. constants: numbers that a class derives from
+    sizes. experts: "eager" where sizes fit no kernel that multiplies all experts at once.
     """
 
     base: Annotated[str, Field(pattern=r"^[\w-]+$", max_length=100)]
