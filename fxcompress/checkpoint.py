@@ -6,6 +6,7 @@ two lines that names the file, the field or the tensor.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class Checkpoint:
 
     def _build(self) -> Any:
         try:
-            return AutoModelForCausalLM.from_config(self.config, dtype=self.dtype).eval()
+            return AutoModelForCausalLM.from_config(copy.deepcopy(self.config), dtype=self.dtype).eval()
         except Exception as error:  # what a class says to sizes that do not fit may be any exception
             raise CompressError(f"no model can be built from {self.path}: {_first_line(error)}") from error
 

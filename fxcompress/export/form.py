@@ -6,8 +6,9 @@ loaded for that: the model runs with the result's weights, each read where it is
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,17 +37,22 @@ class Form:
 
     model_class: Any
     config: Any
-    generation_config: Any
     program: Program
-    names: dict[str, str]  # every name in the model -> the tensor's name in the program
+    names: Mapping[str, str]  # every name in the model -> the tensor's name in the program
+
+    @property
+    def generation_config(self) -> Any:
+        given, values = self.program.origin.generation_config, present_generation_config(self.program)
+        return given if values is None else type(given).from_dict(values)
 
     def on_meta(self) -> Any:
-        """The model without values, each tensor in the dtype that it has in the program."""
+        """The model without values; what a checkpoint holds is in the dtype that it has in the program."""
         with torch.device("meta"):
-            model = self.model_class(self.config).eval()
+            model = self.model_class(copy.deepcopy(self.config)).eval()  # running it chooses an attention
         dtypes = {name: tensor.dtype for name, tensor in self.program.state.items()}
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        for name in model.state_dict():
             if self.names.get(name) in dtypes:
+                tensor = model.get_parameter_or_buffer(name)
                 tensor.data = tensor.data.to(dtypes[self.names[name]])
         return model
 
@@ -94,10 +100,10 @@ def find_form(program: Program, steps: Sequence[Step]) -> Form:
     names = checkpoint_names(program, steps)
     base = type(origin.config).from_dict(present_config(program))
     target = _target(program, names)
-    differs, why = _comparison(program), ""
+    differs, why = differences(program), ""
     configs = find_configs(origin.model_class, base, target, removed_layers(program, steps))
     for config in itertools.islice(configs, _TRIED):
-        form = Form(origin.model_class, config, _generation_config(program), program, names)
+        form = Form(origin.model_class, config, program, names)
         why = differs(form)
         if not why:
             return form
@@ -119,12 +125,7 @@ def _target(program: Program, names: dict[str, str]) -> dict[str, tuple[int, ...
     return {new: tuple(state[old].shape) for new, old in names.items() if old in held}
 
 
-def _generation_config(program: Program) -> Any:
-    given, values = program.origin.generation_config, present_generation_config(program)
-    return given if values is None else type(given).from_dict(values)
-
-
-def _comparison(program: Program) -> Callable[[Form], str]:
+def differences(program: Program) -> Callable[[Form], str]:
     """What a form does differently from the program, empty if nothing; on meta only sizes of groups are compared."""
     if program.is_meta:
         return lambda form: _sizes_differ(program, form)

@@ -30,7 +30,7 @@ def renumbering(program: Program, steps: Iterable[Step]) -> dict[str, str]:
 
 def renumbered(name: str, removed: Sequence[str]) -> str:
     """A name as it is once the items of lists in ``removed`` are gone; other removed modules leave no gap to close."""
-    removed = [path for path in removed if _is_item(path)]
+    removed = [path for path in removed if is_item(path)]
     for path in removed:
         container, _, _ = path.rpartition(".")
         match = re.match(re.escape(container) + r"\.(\d+)\.", name)
@@ -44,7 +44,7 @@ def removed_layers(program: Program, steps: Iterable[Step]) -> dict[str, list[in
     """Positions removed from each list of layers, by the list's original length."""
     out: dict[str, list[int]] = {}
     lengths = _original_lengths(program)
-    for path in filter(_is_item, _removed(steps)):
+    for path in filter(is_item, _removed(steps)):
         container, _, position = path.rpartition(".")
         out.setdefault(str(lengths[container]), []).append(int(position))
     return out
@@ -54,7 +54,7 @@ def _removed(steps: Iterable[Step]) -> list[str]:
     return [path for step in steps for path in step.remove]
 
 
-def _is_item(path: str) -> bool:
+def is_item(path: str) -> bool:
     """Is it an item of a list of modules? What follows it is counted anew; a part of an item leaves a gap."""
     return path.rpartition(".")[2].isdigit()
 

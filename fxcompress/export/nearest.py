@@ -19,7 +19,7 @@ from fxcompress.amount import Amount
 from fxcompress.axes import AxisMap, Group
 from fxcompress.errors import CompressError
 from fxcompress.export.config import NotExpressible, Probe, Shapes
-from fxcompress.export.transformers import to_transformers
+from fxcompress.export.form import find_form
 from fxcompress.keep import kept_size
 from fxcompress.plan import Step
 from fxcompress.program import Program
@@ -98,7 +98,7 @@ class _Search:
         cut, step = self.program.on_device(torch.device("meta")), Step("nearest", self._keep(count))
         try:
             rewrite(cut, step)
-            to_transformers(cut, [step])
+            find_form(cut, [step])
         except (NotExpressible, CompressError):
             return False
         return True

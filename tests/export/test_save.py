@@ -205,7 +205,7 @@ def test_a_class_that_transformers_does_not_have_is_not_imported(saved):
     manifest = json.loads((saved / "fxcompress.json").read_text())
     manifest["base"]["class"] = "os.system"
     (saved / "fxcompress.json").write_text(json.dumps(manifest))
-    with pytest.raises(CompressError, match="manifest.base.class=os.system: it should be the name of a class"):
+    with pytest.raises(CompressError, match=r"manifest\.base\.class=os\.system: it should be the name of a class"):
         fxcompress.load(saved)
 
 

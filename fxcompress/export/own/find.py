@@ -38,14 +38,18 @@ class Target:
     """The program's tensors by their names in the checkpoint: shapes, dims on the stream, sizes of axes."""
 
     program: Program
-    names: Mapping[str, str]  # in the program -> in the checkpoint
-    shapes: Shapes
+    names: Mapping[str, str]  # every name in the checkpoint -> the tensor's name in the program
+    shapes: Shapes = field(init=False)
     _stream: dict[str, frozenset[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        state = self.program.state
+        self.shapes = {name: tuple(state[old].shape) for name, old in self.names.items() if old in state}
 
     def dims(self) -> Iterator[tuple[str, tuple]]:
         """The dims of every tensor, under each of its names."""
-        for old, dims in self.program.get(AxisMap).state.items():
-            yield from ((self.names.get(name, name), dims) for name in self.program.names.get(old, (old,)))
+        state = self.program.get(AxisMap).state
+        yield from ((name, state[old]) for name, old in self.names.items() if old in state)
 
     def on_stream(self, name: str) -> frozenset[int]:
         """The dims of a tensor that are the residual stream's."""
@@ -73,7 +77,6 @@ class Search:
     target: Target
     replay: Replay
     gone: Mapping[str, Absent]
-    originals: Mapping[str, str]  # names in the checkpoint -> names in the model that the plan began with
     removed: tuple[str, ...] = ()  # layers that the config leaves out
 
     def specs(self) -> Iterator[Spec]:
@@ -235,9 +238,7 @@ class Search:
 
     def _kept(self, name: str) -> dict[int, Tensor | None]:
         """The positions left of the original's dims, by any of the tensor's names."""
-        original = self.originals.get(name, name)
-        first = next((k for k, names in self.target.program.names.items() if original in names), original)
-        return self.replay.kept.get(first, self.replay.kept.get(original, {}))
+        return self.replay.kept.get(self.target.names.get(name, name), {})
 
     def _lifted(self, spec: Spec) -> Spec | None:
         """Fields that no two modules disagree on, as the whole model's; None where the shapes are others then."""

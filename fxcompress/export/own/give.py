@@ -6,44 +6,40 @@ import contextlib
 import copy
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from fxcompress import compat
 from fxcompress.errors import CompressError
 from fxcompress.export.config import NotExpressible, _without_layers, with_fields
+from fxcompress.export.form import Form, differences
+from fxcompress.export.names import checkpoint_names, is_item, removed_layers, renumbered
 from fxcompress.export.own.config import config_class
 from fxcompress.export.own.find import Search, Target
 from fxcompress.export.own.origin import Replay, replay
-from fxcompress.export.own.spec import Absent, Spec, Stored
-from fxcompress.export.transformers import (
-    _dtype,
-    _generation_config,
-    _why_not,
-    _with_aliases,
-    file_tensors,
-    is_item,
-    removed_layers,
-    renumbered,
-    renumbering,
-)
+from fxcompress.export.own.spec import Spec, Stored
 from fxcompress.plan import Step
 from fxcompress.program import Program
+from fxcompress.streamed import CPU
 from fxcompress.token_fields import present_config
 
 _TRIED = 16  # models that are compared
 
 
-def own_config(program: Program, steps: Iterable[Step]) -> Any:
-    """The config of ours for a program. Raises NotExpressible, with a sentence, when there is none."""
-    return to_own(program, steps).config
-
-
 def to_own(program: Program, steps: Iterable[Step]) -> Any:
-    """A model that ``AutoModelForCausalLM`` loads once fxcompress is imported, checked to give the program's logits."""
+    """A model that ``AutoModelForCausalLM`` loads once fxcompress is imported: see ``own_form``."""
+    return own_form(program, steps).loaded()
+
+
+def own_form(program: Program, steps: Iterable[Step]) -> Form:
+    """A model class and a config of ours for a program, checked to give its logits.
+
+    Raises NotExpressible, with a sentence, when there is none.
+    """
     origin, steps = program.origin, list(steps)
     if origin.config is None:
         raise NotExpressible(f"{origin.model_class.__name__} is a plain module: it has no config")
@@ -55,21 +51,21 @@ def to_own(program: Program, steps: Iterable[Step]) -> Any:
     except (CompressError, KeyError) as error:
         raise NotExpressible(f"the plan cannot be replayed on {stock.__name__}: {error}") from error
     why = f"no config of {stock.__name__} has the layers of the result"
-    for model, reason in itertools.islice(_models(program, steps, past), _TRIED):
+    for form, reason in itertools.islice(_forms(program, steps, past), _TRIED):
         if not reason:
-            return model
+            return form
         why = f"{stock.__name__} with modules of their own sizes {reason}"
     raise NotExpressible(why)
 
 
-def _models(program: Program, steps: list[Step], past: Replay) -> Iterator[tuple[Any, str]]:
-    """Models with the program's shapes and what each does differently from it."""
-    refusals = []
-    for search, weights in _searches(program, steps, past):
+def _forms(program: Program, steps: list[Step], past: Replay) -> Iterator[tuple[Form, str]]:
+    """Forms with the program's shapes and what each does differently from it."""
+    refusals, differs = [], differences(program)
+    for search in _searches(program, steps, past):
         try:
             for spec in search.specs():
-                for model in _built(program, search, spec, weights):
-                    yield model, _why_not(program, model)
+                for form in _built(search, spec, differs):
+                    yield form, differs(form)
         except NotExpressible as refusal:
             refusals.append(str(refusal))
         except Exception as refusal:  # what a class says to a config may be any exception
@@ -80,83 +76,79 @@ def _models(program: Program, steps: list[Step], past: Replay) -> Iterator[tuple
         raise NotExpressible(refusals[0])
 
 
-def _searches(program: Program, steps: list[Step], past: Replay) -> Iterator[tuple[Search, dict[str, Tensor]]]:
+def _searches(program: Program, steps: list[Step], past: Replay) -> Iterator[Search]:
     """Layers removed by the config where one says so, else left out where they stood."""
     parts = {path: law for path, law in past.gone.items() if not is_item(path)}
     items = [path for path in past.gone if is_item(path)]
     values = present_config(program)
-    base = type(program.origin.config).from_dict(values)
-    names = renumbering(program, steps)
+    base, kind = type(program.origin.config).from_dict(values), program.origin.model_class
+    names = checkpoint_names(program, steps)
     if not items:
-        yield _search(program, past, base, names, parts)
+        yield Search(kind, base, Target(program, names), past, parts)
         return
     with _quiet():
         for change in _without_layers(base, removed_layers(program, steps)):
             try:
                 config = with_fields(base, change)
                 here = {renumbered(p + ".", items)[:-1]: law for p, law in parts.items()}
-                search, weights = _search(program, past, config, names, here, items)
-                fits = _has_names(search, weights)
+                search = Search(kind, config, Target(program, names), past, here, tuple(items))
+                fits = _has_names(search)
             except NotExpressible:
                 raise
             except Exception:  # a validator's refusal may be any exception
                 continue
             if fits:
-                yield search, weights
-    plain = {}
-    for name in names:  # a shared tensor has another owner where its first one is gone
-        owners = (n for n in program.names.get(name, (name,)) if not any(_gone(n, [item]) for item in items))
-        plain[name] = next(owners, name)
-    yield _search(program, past, base, plain, dict(past.gone))
+                yield search
+    yield Search(kind, base, Target(program, _names_left(program, items)), past, dict(past.gone))
 
 
-def _search(
-    program: Program,
-    past: Replay,
-    config: Any,
-    names: Mapping[str, str],
-    gone: Mapping[str, Absent],
-    items: Iterable[str] = (),
-) -> tuple[Search, dict[str, Tensor]]:
-    """``items``: layers that the config leaves out, so that those behind them have other numbers."""
-    tensors = file_tensors(program, dict(names))
-    shapes = {n: tuple(t.shape) for n, t in _with_aliases(program, dict(names), tensors).items()}
-    target = Target(program, names, shapes)
-    originals = {new: old for old, new in names.items()}
-    return Search(program.origin.model_class, config, target, past, gone, originals, tuple(items)), tensors
+def _names_left(program: Program, items: Iterable[str]) -> dict[str, str]:
+    """Every name of the tensors that do not lie in the layers left out -> the tensor's name in the program."""
+    names = ((alias, first) for first in program.state for alias in program.names.get(first, (first,)))
+    return {alias: first for alias, first in names if not _gone(alias, items)}
 
 
-def _has_names(search: Search, weights: Mapping[str, Tensor]) -> bool:
+def _has_names(search: Search) -> bool:
     """Has the model of this config the layers of the result?"""
     model, _ = search._built(search.config)
-    stored = set(model.state_dict())
-    wanted = {n for n in search.target.shapes if n in stored}
+    stored, buffers = set(model.state_dict()), {name for name, _ in model.named_buffers()}
     gone = tuple(path + "." for path in search.gone)
-    return all(n in wanted or n.startswith(gone) or "norm" in n for n in stored) and not (
-        {n for n in weights if n not in stored} - {n for n, _ in model.named_buffers()}
-    )
+    there = all(n in search.target.shapes or n.startswith(gone) or "norm" in n for n in stored)
+    return there and search.target.shapes.keys() <= stored | buffers
 
 
-def _built(program: Program, search: Search, spec: Spec, weights: Mapping[str, Tensor]) -> Iterator[Any]:
-    """Models with the program's weights; numbers and tensors that the class makes of sizes are the program's.
+def _built(search: Search, spec: Spec, differs: Callable[[Form], str]) -> Iterator[Form]:
+    """Forms in which numbers and tensors that the class makes of sizes are the program's.
 
     A tensor of another shape may be the program's, or the class's where narrow projections keep the sizes within.
     """
-    first = _load(program, _config(search, spec), weights)
-    buffers, constants = _buffers(first, weights), _constants(first, search)
-    shaped = {name: b for name, b in buffers.items() if first.get_buffer(name).shape == b.shape}
+    first = _form(search, spec)
+    model = first.on_meta()
+    compat.initialise_buffers(model, CPU)
+    buffers, constants = _buffers(model, search.target), _constants(model, search)
+    shaped = {name: b for name, b in buffers.items() if model.get_buffer(name).shape == b.shape}
     for stored in (buffers, shaped) if len(shaped) < len(buffers) else (buffers,):
         whole = spec.model_copy(update={"buffers": stored, "constants": constants})
-        model = first if whole == spec else _load(program, _config(search, whole), weights)
-        if _experts_refuse(program, model):
-            model = _load(program, _config(search, whole.model_copy(update={"experts": "eager"})), weights)
-        yield model
+        form = first if whole == spec else _form(search, whole)
+        if _experts_refuse(form, differs):
+            form = _form(search, whole.model_copy(update={"experts": "eager"}))
+        yield form
 
 
-def _experts_refuse(program: Program, model: Any) -> bool:
+def _experts_refuse(form: Form, differs: Callable[[Form], str]) -> bool:
     """Does the kernel that multiplies all experts at once refuse their sizes?"""
-    one_kernel = model.config._experts_implementation not in (None, "eager")
-    return one_kernel and not program.is_meta and _why_not(program, model).startswith("does not run")
+    one_kernel = form.on_meta().config._experts_implementation not in (None, "eager")
+    return one_kernel and not form.program.is_meta and differs(form).startswith("does not run")
+
+
+def _form(search: Search, spec: Spec) -> Form:
+    config = _config(search, spec)
+    form = Form(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, search.target.program, search.target.names)
+    model = form.on_meta()
+    lost = sorted(model.state_dict().keys() - search.target.shapes.keys() - model.all_tied_weights_keys.keys())
+    if lost:
+        raise NotExpressible(f"{lost[0]} of {type(model).__name__} is not in the result")
+    return form
 
 
 def _config(search: Search, spec: Spec) -> Any:
@@ -176,35 +168,21 @@ def _config(search: Search, spec: Spec) -> Any:
     return config_class(spec.base).from_dict(values)
 
 
-def _load(program: Program, config: Any, weights: Mapping[str, Tensor]) -> Any:
-    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if program.is_meta:
-        with torch.device("meta"):
-            return kind(config).eval()
-    with torch.device("meta"):
-        stored = set(kind(config).state_dict())
-    given = {n: t for n, t in weights.items() if n in stored}
-    model, notes = kind.from_pretrained(
-        None, config=config, state_dict=given, dtype=_dtype(program), output_loading_info=True
-    )
-    if notes["missing_keys"]:
-        raise NotExpressible(f"{min(notes['missing_keys'])} of {kind.__name__} is not in the result")
-    model.generation_config = _generation_config(program) or model.generation_config
-    return model.eval()
-
-
-def _buffers(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Stored]:
+def _buffers(model: nn.Module, target: Target) -> dict[str, Stored]:
     """Tensors that the class makes of sizes, where the program has others."""
-    stored = set(model.state_dict())
+    stored, program = set(model.state_dict()), target.program
     out = {}
     for name, now in model.named_buffers():
-        ours = weights.get(name)
-        if ours is None or name in stored:
+        if name in stored or name not in target.shapes:
             continue
-        same = ours.shape == now.shape and (now.is_meta or torch.allclose(ours.float(), now.float(), rtol=0, atol=0))
-        if not same:
-            out[name] = Stored(shape=tuple(ours.shape), dtype=str(ours.dtype).removeprefix("torch."))  # type: ignore[arg-type]
+        if target.shapes[name] != now.shape or not (program.is_meta or _close(program.read(target.names[name]), now)):
+            dtype = str(program.state[target.names[name]].dtype).removeprefix("torch.")
+            out[name] = Stored(shape=target.shapes[name], dtype=dtype)  # type: ignore[arg-type]
     return out
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    return torch.allclose(ours.float().cpu(), theirs.float(), rtol=0, atol=0)
 
 
 def _constants(model: nn.Module, search: Search) -> dict[str, float]:
