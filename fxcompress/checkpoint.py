@@ -79,7 +79,7 @@ class Checkpoint:
         missing = sorted(name for name in shapes if name not in stored and name not in tied)
         if missing:
             raise CompressError(f"{self.folder}: {_count(missing)} missing from the weights: {_some(missing)}")
-        found = {name: stored.shape(name) for name in shapes if name in stored}
+        found = {name: tuple(stored.on_meta(name).shape) for name in shapes if name in stored}
         unlike = sorted(name for name, shape in found.items() if shape != shapes[name])
         if unlike:
             name = unlike[0]

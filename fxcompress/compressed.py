@@ -12,6 +12,8 @@ from torch import nn
 
 from fxcompress.capture import capture
 from fxcompress.errors import CaptureError
+from fxcompress.export.choose import choose
+from fxcompress.export.config import NotExpressible
 from fxcompress.export.form import to_transformers
 from fxcompress.export.load import load as read
 from fxcompress.export.save import MAX_SHARD_SIZE, save
@@ -58,7 +60,10 @@ class CompressedModel(nn.Module):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate with transformers, cache included; takes what ``generate`` of the original class takes."""
         if self._ordinary is None:
-            self.__dict__["_ordinary"] = self.to_transformers()  # not a submodule: its weights are these weights
+            choice = choose(self.program, self.steps)
+            if choice.form is None:
+                raise NotExpressible(choice.why)
+            self.__dict__["_ordinary"] = choice.form.loaded()  # not a submodule: its weights are these weights
         return self._ordinary.generate(*args, **kwargs)
 
     def save_pretrained(

@@ -20,14 +20,17 @@ from fxcompress import observe
 from fxcompress.calibration import read_calibration, require_known
 from fxcompress.compressed import CompressedModel, compress_opened
 from fxcompress.errors import CompressError
+from fxcompress.export.choose import Choice, choose
 from fxcompress.export.companions import find_tokenizer
 from fxcompress.export.config import NotExpressible
 from fxcompress.export.files import prepare_output
-from fxcompress.export.form import Form, find_form
+from fxcompress.export.form import find_form
 from fxcompress.export.load import sha256
+from fxcompress.export.nearest import nearest
 from fxcompress.export.save import MAX_SHARD_SIZE, RESERVE, Result, versions
 from fxcompress.export.shards import read_size
 from fxcompress.journal import Journal, journaled, key_of
+from fxcompress.passes import PruneAxes
 from fxcompress.pipeline import Pass
 from fxcompress.progress import Progress, silent
 from fxcompress.recipe import Calibration, Recipe
@@ -62,13 +65,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Planned:
-    """A dry run: the original and the result without values, and how stock transformers loads it, or why it cannot."""
+    """A dry run: the original and the result without values, and what will load it."""
 
     original: Opened
     result: CompressedModel
     batches: list | None
-    form: Form | None
-    why_not: str = ""
+    choice: Choice
 
 
 def compress(
@@ -106,13 +108,28 @@ def plan(request: Request, progress: Progress = silent) -> Planned:
         vocabulary = original.program.origin.config.get_text_config().vocab_size
         require_known([batch["input_ids"] for batch in batches if "input_ids" in batch], vocabulary)
     result = compress_opened(original, request.recipe.steps, verify=request.verify, progress=progress)
-    try:
-        with progress("config of the result"):
-            return Planned(original, result, batches, find_form(result.program, result.steps))
-    except NotExpressible as refusal:
-        if request.target == "transformers":
-            raise
-        return Planned(original, result, batches, None, str(refusal))
+    with progress("config of the result"):
+        choice = choose(result.program, result.steps)
+        if choice.why:
+            choice = replace(choice, why=f"{choice.why}. {_nearest(request, original)}".removesuffix(". "))
+    if choice.why and request.target == "transformers":
+        raise NotExpressible(choice.why)
+    return Planned(original, result, batches, choice)
+
+
+def _nearest(request: Request, original: Opened) -> str:
+    """What stock transformers could hold in the place of the first pass whose result it cannot."""
+    program, steps = original.program, list(original.steps)
+    for p in request.recipe.steps:
+        after = compress_opened(Opened(program, steps), [p], verify=False)
+        try:
+            find_form(after.program, after.steps)
+        except NotExpressible:
+            if isinstance(p, PruneAxes):
+                return f"{p.name}: {nearest(program, p)}"
+            return f"{p.name}: it can leave out whole layers, no parts" if getattr(p, "part", None) else ""
+        program, steps = after.program, after.steps
+    return ""
 
 
 def carry_out(request: Request, planned: Planned, out: str | Path, progress: Progress = silent) -> CompressedModel:

@@ -151,7 +151,7 @@ class ManifestFields(BaseModel):
     model_config = _OPEN
 
     format: int
-    loads_with: Literal["transformers", "fxcompress"]
+    loads_with: Literal["transformers", "fxcompress", "graph"]
     why_not_transformers: str
     base: Annotated[_Base, _Few]
     steps: list[Any]

@@ -34,7 +34,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Source:
-    """A model that is checked but not read. Results that only fxcompress loads have no ``checkpoint``."""
+    """A model that is checked but not read. Results that stock transformers does not load have no ``checkpoint``."""
 
     path: Path
     checkpoint: Checkpoint | None
@@ -96,5 +96,5 @@ def open_source(
     path = resolve(model, revision)
     if not (path / MANIFEST).is_file():
         return Source(path, read_checkpoint(path), False, example, progress)
-    ordinary = read_manifest(path)["loads_with"] != "fxcompress"
+    ordinary = read_manifest(path)["loads_with"] == "transformers"
     return Source(path, read_checkpoint(path) if ordinary else None, True, example, progress)

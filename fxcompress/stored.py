@@ -85,6 +85,7 @@ class Stored:
         self._tied = model.all_tied_weights_keys  # a name that is not stored -> the name of the same tensor that is
 
     def __contains__(self, name: str) -> bool:
+        """Is it stored, under its own name?"""
         return name in self._sources
 
     def read(self, name: str) -> Tensor:
@@ -92,8 +93,10 @@ class Stored:
         stored = name if name in self._sources else self._tied[name]
         return self._converted(stored, self.files.read).to(self.dtypes[name])
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._converted(name, self.files.on_meta).shape)
+    def on_meta(self, name: str) -> Tensor:
+        """A tensor of the shape that the files have it in."""
+        stored = name if name in self._sources else self._tied[name]
+        return self._converted(stored, self.files.on_meta).to(self.dtypes[name])
 
     def _plan(self) -> dict[str, _Source]:
         """For every tensor of the model where it comes from, as loading with transformers would have it."""

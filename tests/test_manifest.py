@@ -82,7 +82,7 @@ def test_no_field_may_be_missing(place):
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [
-        ("loads_with", "pickle", "manifest.loads_with=pickle: it should be 'transformers' or 'fxcompress'"),
+        ("loads_with", "pickle", "manifest.loads_with=pickle: it should be 'transformers', 'fxcompress' or 'graph'"),
         ("base.class", "os.system", "manifest.base.class=os.system: it should be the name of a class"),
         ("base.class", None, "manifest.base.class=None: it should be a valid string"),
         ("base.config", [], "manifest.base.config"),

@@ -13,6 +13,7 @@ from fxcompress.cli.options import MODEL, REVISION
 from fxcompress.cli.progress import Steps
 from fxcompress.compressed import CompressedModel
 from fxcompress.errors import CompressError
+from fxcompress.export.choose import SAID
 from fxcompress.export.files import prepare_output
 from fxcompress.export.save import MAX_SHARD_SIZE
 from fxcompress.manifest import read_manifest
@@ -57,9 +58,9 @@ def compress(
     if dry_run:
         show_dry_run(planned)
         return
-    if planned.form is None:
+    if planned.choice.why:
         steps.console.print("[yellow]stock transformers will not load the result:[/]", highlight=False)
-        steps.console.print(planned.why_not, markup=False, highlight=False)
+        steps.console.print(planned.choice.why, markup=False, highlight=False)
     _show(carry_out(request, planned, _required(out), steps), _required(out))
 
 
@@ -90,8 +91,6 @@ def _show(small: CompressedModel, out: Path) -> None:
     console.print(small.report)
     manifest = read_manifest(out)
     console.print(f"\nsaved to {out}", markup=False, highlight=False)
-    if manifest["loads_with"] == "transformers":
-        console.print("it loads with transformers.AutoModelForCausalLM.from_pretrained", highlight=False)
-    else:
-        console.print("it loads with fxcompress.load, not with transformers:", highlight=False)
+    console.print(SAID[manifest["loads_with"]], highlight=False)
+    if manifest["why_not_transformers"]:
         console.print(manifest["why_not_transformers"], markup=False, highlight=False, style="dim")

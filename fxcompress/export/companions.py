@@ -52,6 +52,6 @@ def find_tokenizer(program: Program, source: str | Path | None) -> Tokenizer | N
 def _numbering_there(folder: Path) -> list[int]:
     """The original ids of the tokens of a folder that holds a result, whose tokenizer is rewritten already."""
     manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
-    if manifest.get("loads_with") != "fxcompress" or "input_ids" not in manifest.get("numbering", {}):
+    if manifest.get("loads_with", "transformers") == "transformers" or "input_ids" not in manifest.get("numbering", {}):
         return []
     return read_ranges(manifest["numbering"]["input_ids"]).tolist()

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import transformers
@@ -15,14 +15,17 @@ from torch import nn
 from fxcompress.capture import capture
 from fxcompress.checkpoint import read_checkpoint
 from fxcompress.errors import CompressError
-from fxcompress.export.names import renumbered, renumbering
+from fxcompress.export.names import checkpoint_names, names_in_place, renumbered
 from fxcompress.manifest import read_manifest, result_files
+from fxcompress.ondemand import buffers
 from fxcompress.opened import open_program
 from fxcompress.plan import Step, read_steps
 from fxcompress.program import Program
 from fxcompress.report import Report
 from fxcompress.rewrite import rewrite
-from fxcompress.stored import Files
+from fxcompress.stored import Files, Stored
+
+Weights: TypeAlias = "Files | Stored"
 
 
 def load(
@@ -44,19 +47,21 @@ def load(
     report = Report.from_json(manifest["report"])
     if manifest["loads_with"] == "transformers":  # the smaller config says it all: nothing is left to replay
         return open_program(read_checkpoint(folder))[0], [], report
-    files = Files(stored.values())
-    base = _base_on_meta(manifest["base"], files, steps) if model is None else model
-    program = _replay(capture(base, example_inputs), steps)
-    program.readers = _readers(program, steps, files, folder)
+    own = read_checkpoint(folder).stored() if manifest["loads_with"] == "fxcompress" else None
+    weights: Weights = Files(stored.values()) if own is None else own
+    if model is not None:
+        program = _replay(capture(model, example_inputs), steps)
+    else:
+        program = _replay(_base_on_meta(manifest["base"], weights, steps), steps)
+    program.readers |= _readers(program, steps, weights, folder)
     return program, steps, report
 
 
 def replay_on_meta(folder: Path) -> tuple[Program, list[Step], Report]:
-    """The same for a result that only its plan describes, without values."""
-    manifest = read_manifest(folder)
-    steps = read_steps(manifest["steps"])
-    base = _base_on_meta(manifest["base"], Files(result_files(folder, manifest).values()), steps)
-    return _replay(capture(base), steps), steps, Report.from_json(manifest["report"])
+    """The same for a result that its plan describes, without values."""
+    program, steps, report = load(folder)
+    program.readers.clear()
+    return program, steps, report
 
 
 def sha256(file: Path) -> str:
@@ -64,10 +69,11 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _base_on_meta(base: dict[str, Any], files: Files, steps: list[Step]) -> nn.Module:
-    """The original class, by its name in transformers alone: no other code is ever imported.
+def _base_on_meta(base: dict[str, Any], weights: Weights, steps: list[Step]) -> Program:
+    """The original, by the name of its class in transformers alone: no other code is ever imported.
 
-    Every tensor has the dtype that was stored: which casts a captured graph has depends on it.
+    Every tensor has the dtype that was stored: which casts a captured graph has depends on it. Buffers that the class
+    computes have values, so that the plan cuts them.
     """
     kind: Any = getattr(transformers, str(base["class"]), None)
     if base["config"] is None or not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
@@ -75,15 +81,20 @@ def _base_on_meta(base: dict[str, Any], files: Files, steps: list[Step]) -> nn.M
     config_class: Any = kind.config_class
     try:
         with torch.device("meta"):
-            model = kind(config_class.from_dict(base["config"])).eval()
+            model, other = (kind(config_class.from_dict(base["config"])).eval() for _ in range(2))
     except Exception as error:  # what a class says to a config that does not fit may be any exception
         raise CompressError(f"no {base['class']} can be built from the config that was saved: {error}") from error
+    made = buffers(other)
     removed = [path for step in steps for path in step.remove]
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        stored = renumbered(name, removed)
-        if stored in files:
-            tensor.data = tensor.data.to(files.on_meta(stored).dtype)
-    return model
+        stored = next((n for n in (renumbered(name, removed), name) if n in weights), None)
+        if stored is not None:
+            tensor.data = tensor.data.to(weights.on_meta(stored).dtype)
+        elif name in made:
+            tensor.data = tensor.data.to(made[name].dtype)
+    program = capture(model)
+    program.readers = {name: partial(made.__getitem__, name) for name in program.state if name in made}
+    return program
 
 
 def _replay(program: Program, steps: list[Step]) -> Program:
@@ -93,14 +104,19 @@ def _replay(program: Program, steps: list[Step]) -> Program:
     return program
 
 
-def _readers(program: Program, steps: list[Step], files: Files, folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
+def _readers(
+    program: Program, steps: list[Step], weights: Weights, folder: Path
+) -> dict[str, Callable[[], torch.Tensor]]:
     """How each tensor of the replayed program is read. Raises CompressError where one is not there as the plan says."""
-    names = renumbering(program, steps)
-    missing = sorted(names[name] for name in program.state if names[name] not in files)
-    if missing:
+    found: dict[str, str] = {}
+    for names in (checkpoint_names(program, steps), names_in_place(program, steps)):
+        found = {old: new for new, old in reversed(names.items()) if new in weights}
+        missing = sorted(old for old in program.state if old not in found and old not in program.readers)
+        if not missing:
+            break
+    else:
         raise CompressError(f"{folder}: {len(missing)} tensors are missing, {missing[0]} among them")
     for name, tensor in program.state.items():
-        found = tuple(files.on_meta(names[name]).shape)
-        if found != tuple(tensor.shape):
-            raise CompressError(f"{names[name]} has shape {found} in the file, {tuple(tensor.shape)} by the plan")
-    return {name: partial(files.read, names[name]) for name in program.state}
+        if name in found and (shape := tuple(weights.on_meta(found[name]).shape)) != tuple(tensor.shape):
+            raise CompressError(f"{found[name]} has shape {shape} in the file, {tuple(tensor.shape)} by the plan")
+    return {name: partial(weights.read, found[name]) for name in program.state if name in found}

@@ -20,6 +20,13 @@ def checkpoint_names(program: Program, steps: Iterable[Step]) -> dict[str, str]:
     return out
 
 
+def names_in_place(program: Program, steps: Iterable[Step]) -> dict[str, str]:
+    """The same where removed layers leave gaps that nothing closes."""
+    removed = [path + "." for path in _removed(steps)]
+    names = ((alias, first) for first in program.state for alias in program.names.get(first, (first,)))
+    return {alias: first for alias, first in names if not alias.startswith(tuple(removed))}
+
+
 def renumbering(program: Program, steps: Iterable[Step]) -> dict[str, str]:
     """Every tensor's name in the program -> the first of its names in a checkpoint without the removed layers."""
     out: dict[str, str] = {}

@@ -33,9 +33,10 @@ _CUT = 2  # of those with fitting shapes that are compared
 class CutsAxes(Protocol):
     """What is asked of a pass that cuts axes."""
 
-    scope: Any
-    role: Any
-
+    @property
+    def scope(self) -> Any: ...
+    @property
+    def role(self) -> Any: ...
     @property
     def amount(self) -> Amount: ...
     def candidates(self, axes: AxisMap) -> list[Group]: ...

@@ -1,8 +1,9 @@
 """One saved form for every result: safetensors and ``fxcompress.json``; nothing in it is pickled.
 
-When the family's config can say the result, the directory is an ordinary transformers checkpoint as well. When it
-cannot, there is no ``config.json``, so that nothing loads the weights into a model of the wrong shape. Weights are
-written layer by layer, from memory or from the files of the original, and what was written is run again.
+When the family's config can say the result, the directory is an ordinary transformers checkpoint as well; else its
+config is of our own ``model_type``. What neither can say has no ``config.json``, so that nothing loads the weights into
+a model of the wrong shape. Weights are written layer by layer, from memory or from the files of the original, and what
+was written is run again.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from fxcompress import verify
 from fxcompress.capture import TOKEN_INPUTS
 from fxcompress.checkpoint import read_checkpoint
 from fxcompress.errors import CompressError, ProofError
+from fxcompress.export.choose import Choice, choose
 from fxcompress.export.companions import Tokenizer, find_tokenizer
-from fxcompress.export.config import NotExpressible
 from fxcompress.export.files import output_directory
-from fxcompress.export.form import Form, find_form
+from fxcompress.export.form import Form
 from fxcompress.export.load import load, sha256
 from fxcompress.export.names import renumbering
 from fxcompress.export.pieces import Pieces
@@ -82,8 +83,7 @@ class Result:
     report: Report
     tokenizer: Tokenizer | None
     max_shard_bytes: int
-    loads_with: str = field(default="fxcompress", init=False)
-    why_not: str = field(default="", init=False)
+    choice: Choice = field(default=Choice("graph", None), init=False)
     hashes: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -104,11 +104,10 @@ class Result:
         """Everything into a folder, the long parts of it as stages."""
         if self.tokenizer is not None:
             self.tokenizer.write(folder)  # first: it may refuse
-        try:
-            self._write_ordinary(find_form(self.program, self.steps), folder, stage)
-            self.loads_with = "transformers"
-        except NotExpressible as refusal:
-            self.why_not = str(refusal)
+        self.choice = choose(self.program, self.steps)
+        if self.choice.form is not None:
+            self._write_ordinary(self.choice.form, folder, stage)
+        else:
             self._write_tensors(folder, stage)
         self._write_manifest(folder)
         if self.program.origin.config is not None:  # a plain module is rebuilt by its owner
@@ -140,8 +139,8 @@ class Result:
         origin = self.program.origin
         manifest = {
             "format": FORMAT,
-            "loads_with": self.loads_with,
-            "why_not_transformers": self.why_not,
+            "loads_with": self.choice.loads_with,
+            "why_not_transformers": self.choice.why,
             "base": {
                 "class": origin.model_class.__name__,
                 "config": None if origin.config is None else _portable(origin.config.to_dict()),
@@ -159,7 +158,7 @@ class Result:
         inputs = dict(zip(self.program.inputs, verify.probe(self.program), strict=True))
         with torch.no_grad():
             ours = self.program.run(*self.program.bind(**inputs))
-            theirs = _run_again(folder, inputs) if self.loads_with == "transformers" else _replay(folder, inputs)
+            theirs = _replay(folder, inputs) if self.choice.form is None else _run_again(folder, inputs)
         error = verify.difference(*verify.at_tokens(ours, theirs, inputs.get("attention_mask")))
         if error > verify.tolerance(self.program):
             raise ProofError(f"what was saved differs from what was in memory: relative error {error:.2g}")

@@ -211,7 +211,7 @@ def test_tied_embeddings_are_tied_in_memory_on_disk_and_after_a_reload(saved):
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mamba2", "nemotron_h", "bamba", "falcon_h1"])
 def test_a_model_without_a_layer_is_reloaded_with_no_weight_made_up(name, saved):
     _, out = saved(name, *DROPPED)
-    if json.loads((out / "fxcompress.json").read_text())["loads_with"] == "transformers":
+    if json.loads((out / "fxcompress.json").read_text())["loads_with"] != "graph":
         again = stock(out)
     else:
         with pytest.raises((OSError, ValueError)):

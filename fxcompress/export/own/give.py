@@ -17,7 +17,7 @@ from fxcompress import compat
 from fxcompress.errors import CompressError
 from fxcompress.export.config import NotExpressible, _without_layers, with_fields
 from fxcompress.export.form import Form, differences
-from fxcompress.export.names import checkpoint_names, is_item, removed_layers, renumbered
+from fxcompress.export.names import checkpoint_names, is_item, names_in_place, removed_layers, renumbered
 from fxcompress.export.own.config import config_class
 from fxcompress.export.own.find import Search, Target
 from fxcompress.export.own.origin import Replay, replay
@@ -99,13 +99,7 @@ def _searches(program: Program, steps: list[Step], past: Replay) -> Iterator[Sea
                 continue
             if fits:
                 yield search
-    yield Search(kind, base, Target(program, _names_left(program, items)), past, dict(past.gone))
-
-
-def _names_left(program: Program, items: Iterable[str]) -> dict[str, str]:
-    """Every name of the tensors that do not lie in the layers left out -> the tensor's name in the program."""
-    names = ((alias, first) for first in program.state for alias in program.names.get(first, (first,)))
-    return {alias: first for alias, first in names if not _gone(alias, items)}
+    yield Search(kind, base, Target(program, names_in_place(program, steps)), past, dict(past.gone))
 
 
 def _has_names(search: Search) -> bool:
