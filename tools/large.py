@@ -49,7 +49,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 RECIPES: dict[str, list[str]] = {
     "transformer-3b": ["PruneFFN(ratio=0.25)", "PruneAttentionHeads(ratio=0.3334)", "RemoveLayers(layers=(-3,))"],
-    "hybrid-8b": ["PruneSSMHeads(size=14)", "PruneFFN(ratio=0.25)", "PruneEmbedding(size=3072)"],
+    "hybrid-8b": ["PruneSSMHeads(size=112)", "PruneFFN(ratio=0.25)", "PruneEmbedding(size=3072)"],
     "tiny": ["PruneFFN(ratio=0.25)"],
 }
 
