@@ -73,6 +73,25 @@ def programs() -> str:
     )
 
 
+def large() -> str:
+    """What the last run of tools/large.py wrote."""
+    file = ROOT / "large-output" / "large.json"
+    if not file.is_file():
+        return "Run `tools/large.py transformer-3b hybrid-8b --json large-output/large.json` first."
+    rows = []
+    for run in json.loads(file.read_text()):
+        sizes = f"{run['bytes'] / 1e9:.1f} → {run['result bytes'] / 1e9:.1f} GB"
+        took = [f"{run[k]['peak'] / 1e9:.1f} GB, {run[k]['seconds']} s" for k in ("compress", "load original")]
+        laws = ", ".join(f"{name} {error:.1g}" for name, error in run["laws"].items())
+        rows.append((run["model"], sizes, ", ".join(run["passes"]), *took, laws, f"{run['reload error']:.1g}"))
+    names = ("model", "weights", "passes", "compress: peak, time", "load with transformers", "laws", "reload")
+    return (
+        "`tools/large.py`: random bfloat16 weights on disk, compressed from directory to directory with every proof, on two"
+        " CPU cores. Peak is the process's largest resident memory, next to what loading the original with"
+        " `from_pretrained` and reading it once takes.\n\n" + table(names, rows)
+    )
+
+
 def bench() -> str:
     run = subprocess.run([sys.executable, str(ROOT / "tools" / "bench.py")], capture_output=True, text=True, check=True)
     return "`.venv/bin/python tools/bench.py`, times in seconds on two CPU cores:\n\n" + run.stdout.strip()
@@ -109,6 +128,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "faults": ("Planted faults", faults),
     "programs": ("Random programs and mutants", programs),
     "peers": ("Next to the peers", peers),
+    "large": ("Models larger than the memory allowed for them", large),
     "bench": ("Time of capture and analysis", bench),
     "demo": ("A real model", demo),
 }
