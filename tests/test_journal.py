@@ -29,25 +29,33 @@ def model(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    """The files of a run that was not stopped."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    fxcompress.compress(model, out, PASSES, max_shard_size="50KB")
+    return tree(out)
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 def stopped(error, monkeypatch, model, out, at):
-    """A run that stops when it comes to the ``at``-th shard or, below zero, to a proof."""
-    calls, real = [0], (save.write_shard, verify.check)
+    """A run that stops when it comes to the ``at``-th shard or, below zero, to the proof of pass -1 - ``at``."""
+    shards, proofs, real = [], [], (save.write_shard, verify.check)
 
     def write(*arguments):
-        calls[0] += 1
-        if calls[0] > at >= 0:
+        shards.append(1)
+        if len(shards) > at >= 0:
             raise error
         return real[0](*arguments)
 
-    def check(*arguments):
-        calls[0] -= 1
-        if calls[0] < at < 0 and not arguments[0].is_meta:
+    def check(before, *arguments):
+        proofs.append(not before.is_meta)
+        if at < 0 and sum(proofs) == -at:
             raise error
-        return real[1](*arguments)
+        return real[1](before, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(save, "write_shard", write)
@@ -56,16 +64,17 @@ def stopped(error, monkeypatch, model, out, at):
             fxcompress.compress(model, out, PASSES, max_shard_size="50KB")
 
 
-@pytest.mark.parametrize("at", [-4, -5, 0, 1, 2])
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")], ids=["ctrl-c", "full"])
-def test_a_stopped_run_ends_as_one_that_was_not(model, out, tmp_path, monkeypatch, error, at):
+FULL, CTRL_C = OSError(28, "No space left on device"), KeyboardInterrupt()
+
+
+@pytest.mark.parametrize(("error", "at"), [(CTRL_C, -2), (FULL, 0), (CTRL_C, 2)], ids=["proof", "shard 0", "shard 2"])
+def test_a_stopped_run_ends_as_one_that_was_not(model, out, tmp_path, monkeypatch, whole, error, at):
     stopped(error, monkeypatch, model, out, at)
     assert not out.exists()
     assert [path.name for path in tmp_path.iterdir()] == [".out.fxcompress"]
     fxcompress.compress(model, out, PASSES, max_shard_size="50KB")
-    fxcompress.compress(model, tmp_path / "whole", PASSES, max_shard_size="50KB")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
-    assert tree(out) == tree(tmp_path / "whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert tree(out) == whole
 
 
 def test_no_finished_pass_is_decided_or_proven_again(model, out, monkeypatch):
@@ -87,13 +96,12 @@ def test_no_finished_pass_is_decided_or_proven_again(model, out, monkeypatch):
     assert not any("00001" in name for name in written)
 
 
-def test_a_shard_that_changed_meanwhile_is_written_again(model, out, tmp_path, monkeypatch):
+def test_a_shard_that_changed_meanwhile_is_written_again(model, out, monkeypatch, whole):
     stopped(KeyboardInterrupt(), monkeypatch, model, out, at=2)
     shard = sorted((folder_of(out) / "result").glob("*.safetensors"))[0]
     shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
     fxcompress.compress(model, out, PASSES, max_shard_size="50KB")
-    fxcompress.compress(model, tmp_path / "whole", PASSES, max_shard_size="50KB")
-    assert tree(out) == tree(tmp_path / "whole")
+    assert tree(out) == whole
 
 
 def test_another_request_does_not_take_over_what_is_not_its_own(model, out, monkeypatch):
