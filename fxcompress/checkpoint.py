@@ -47,9 +47,14 @@ class Checkpoint:
     def on_meta(self) -> Any:
         """The model without values: sizes, names, dtypes and ops are all there."""
         with torch.device("meta"):
-            model = self._build()
+            model = self._build(self.dtype)
         compat.widen_float32_parts(model, self.dtype)
         return model
+
+    def on_meta_in_float32(self) -> Any:
+        """The same, computing in float32 where it would in a narrower type."""
+        with torch.device("meta"):
+            return self._build(torch.promote_types(self.dtype, torch.float32))
 
     def stored(self) -> Stored:
         """The weights, to be read one by one. Raises CompressError where transformers would make some of them up."""
@@ -61,15 +66,15 @@ class Checkpoint:
     def with_random_weights(self, seed: int = 0) -> Any:
         """The model as its class initialises it."""
         torch.manual_seed(seed)
-        return self._build()
+        return self._build(self.dtype)
 
     def require_weights(self) -> None:
         if not self.files:
             raise CompressError(f"{self.path} has no weights, neither {WEIGHTS} nor {INDEX}; --random makes some up")
 
-    def _build(self) -> Any:
+    def _build(self, dtype: torch.dtype) -> Any:
         try:
-            return AutoModelForCausalLM.from_config(copy.deepcopy(self.config), dtype=self.dtype).eval()
+            return AutoModelForCausalLM.from_config(copy.deepcopy(self.config), dtype=dtype).eval()
         except Exception as error:  # what a class says to sizes that do not fit may be any exception
             raise CompressError(f"no model can be built from {self.path}: {_first_line(error)}") from error
 

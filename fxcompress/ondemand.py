@@ -5,7 +5,8 @@ So a model larger than memory runs as its class runs it. Buffers that no checkpo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress import compat
-from fxcompress.streamed import CPU
+from fxcompress.streamed import CPU, wide
 
 Read: TypeAlias = "Callable[[str], Tensor]"
 _Place: TypeAlias = "tuple[nn.Module, str, str]"  # (module, attribute, the tensor's name in the model)
@@ -33,6 +34,32 @@ def on_demand(model: Any, read: Read, device: torch.device = CPU) -> Any:
         module.register_forward_pre_hook(partial(_bring, here, read))
         module.register_forward_hook(partial(_let_go, here), always_call=True)
     return model.eval()
+
+
+@contextlib.contextmanager
+def widened(model: nn.Module) -> Iterator[None]:
+    """Let a model compute in float32 for a while: tensors of narrower types are widened where they are used."""
+    narrow = {name: t for name, t in _tensors(model) if wide(t.dtype) != t.dtype and not t.is_meta}
+    places: dict[str, list[_Place]] = {}
+    for name in narrow:
+        path, _, leaf = name.rpartition(".")
+        places.setdefault(owner(path), []).append((model.get_submodule(path), leaf, name))
+    hooks = []
+    for path, here in places.items():
+        module = model.get_submodule(path)
+        bring = partial(_bring, here, lambda name: narrow[name].detach().float())
+        hooks.append(module.register_forward_pre_hook(bring))
+        hooks.append(module.register_forward_hook(partial(_put_back, here, narrow), always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _put_back(places: list[_Place], tensors: Mapping[str, Tensor], *_: Any) -> None:
+    for module, leaf, name in places:
+        (module._parameters if leaf in module._parameters else module._buffers)[leaf] = tensors[name]  # type: ignore[assignment]
 
 
 def buffers(model: Any) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from fxcompress.stored import Stored
 
 
 def open_program(checkpoint: Checkpoint, example_inputs: Any = None) -> tuple[Program, Any]:
-    """The program and the model itself, ready to run; both read the weights where they use them.
+    """The program and the model itself, in float32 at the least; both read the weights where they use them.
 
     Raises CompressError for files that do not hold all that the model needs.
     """
@@ -28,7 +28,7 @@ def open_program(checkpoint: Checkpoint, example_inputs: Any = None) -> tuple[Pr
         lost = next(name for name, t in program.state.items() if t.is_meta and name not in program.readers)
         raise CompressError(f"{checkpoint.folder}: {lost} is made by the model's code and has no value in the files")
     tied = {alias: aliases[0] for aliases in program.names.values() for alias in aliases}
-    model = on_demand(checkpoint.on_meta(), lambda name: program.readers[tied.get(name, name)]())
+    model = on_demand(checkpoint.on_meta_in_float32(), lambda name: program.read_wide(tied.get(name, name)))
     return program, model
 
 

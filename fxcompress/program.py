@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxcompress import graph
-from fxcompress.streamed import CPU, META, Run
+from fxcompress.streamed import CPU, META, Run, wide
 
 T = TypeVar("T")
 
@@ -144,11 +145,34 @@ class Program:
 
     def in_float64(self) -> Program:
         """The same program computing in float64 throughout: casts to narrower floats are widened with the weights."""
-        wide = self.map_state(lambda _, t: t.double() if t.is_floating_point() else t)
-        graph.replace_arguments(wide.graph, lambda a: torch.float64 if a in _FLOATS else a)
-        graph.map_inputs(wide.graph, lambda t: t.double() if t.is_floating_point() else t)
-        wide.changed()
-        return wide
+        new = self.map_state(lambda _, t: t.double() if t.is_floating_point() else t)
+        graph.replace_arguments(new.graph, lambda a: torch.float64 if a in _FLOATS else a)
+        graph.map_inputs(new.graph, lambda t: t.double() if t.is_floating_point() else t)
+        new.changed()
+        return new
+
+    def widened(self) -> Program:
+        """The same program computing in float32 where it would in a narrower type: for comparing what it computes.
+
+        Its weights are widened one at a time, where they are used. On other devices than the CPU it is left as it is.
+        """
+        if self.is_meta or self.device != CPU or not self._is_narrow():
+            return self
+        new = self.map_state(lambda _, t: t.to(META, wide(t.dtype)))
+        new.readers = {name: partial(self.read_wide, name) for name in self.state}
+        graph.replace_arguments(new.graph, lambda a: META if isinstance(a, torch.device) else wide(a))
+        graph.map_inputs(new.graph, lambda t: t.to(META, wide(t.dtype)))
+        new.changed()
+        return new
+
+    def _is_narrow(self) -> bool:
+        casts = (a for node in graph.calls(self.graph) for a in node.args)
+        return any(wide(a) is not a for a in (*casts, *(t.dtype for t in self.state.values())))
+
+    def read_wide(self, name: str) -> Tensor:
+        """The value of a tensor, in float32 where it is a narrower float."""
+        value = self.read(name)
+        return value.to(wide(value.dtype))
 
     def on_device(self, device: torch.device) -> Program:
         """The same program on another device; what the graph makes is made there."""

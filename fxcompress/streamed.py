@@ -17,6 +17,11 @@ Readers: TypeAlias = "Mapping[str, Callable[[], Tensor]]"  # a tensor's name -> 
 META, CPU = torch.device("meta"), torch.device("cpu")
 
 
+def wide(value: Any) -> Any:
+    """A dtype, float32 instead of a narrower float; anything else as it is."""
+    return torch.float32 if value in (torch.float16, torch.bfloat16) else value
+
+
 class Run(fx.Interpreter):
     """Runs a graph over weights that are in memory (``readers`` is empty) or in files."""
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from fxcompress.border import Border
 from fxcompress.errors import ProofError
 from fxcompress.keep import kept_size
 from fxcompress.masked import MaskedRun, sizes_at_run_time
+from fxcompress.ondemand import widened
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.rewrite import keep_by_axis, rewrite
@@ -59,6 +61,7 @@ def check(before: Program, after: Program, step: Step) -> list[Law]:
     if before.is_meta:
         why = "weights on meta have no values"
         return laws + [Law(name, None, why=why) for name in ("prune equals mask", "permutation")]
+    before, after = before.widened(), after.widened()
     return [*laws, prune_equals_mask(before, after, step), permutation(before, step)]
 
 
@@ -88,10 +91,12 @@ def captured_equals_model(model: torch.nn.Module, program: Program) -> Law:
     name = "captured equals model"
     if program.is_meta:
         return Law(name, None, why="weights on meta have no values")
+    program = program.widened()
     inputs = dict(zip(program.inputs, probe(program), strict=True))
     was_training = model.training
     try:
-        theirs = pytree.tree_leaves(model.eval()(**inputs))
+        with widened(model) if program.readers else contextlib.nullcontext():
+            theirs = pytree.tree_leaves(model.eval()(**inputs))
     except Exception as error:  # the user's code: kernels for another device, say, fail in ways of their own
         why = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
         return Law(name, None, why=f"the model itself does not run on the probe: {why}")

@@ -86,8 +86,8 @@ def large() -> str:
         rows.append((run["model"], sizes, ", ".join(run["passes"]), *took, laws, f"{run['reload error']:.1g}"))
     names = ("model", "weights", "passes", "compress: peak, time", "load with transformers", "laws", "reload")
     return (
-        "`tools/large.py`: random bfloat16 weights on disk, compressed from directory to directory with every proof, on two"
-        " CPU cores. Peak is the process's largest resident memory, next to what loading the original with"
+        "`tools/large.py`: random bfloat16 weights on disk, compressed from directory to directory with every proof,"
+        " on two CPU cores. Peak is the process's largest resident memory, next to what loading the original with"
         " `from_pretrained` and reading it once takes.\n\n" + table(names, rows)
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,11 +128,12 @@ def _target(program: Program, names: dict[str, str]) -> dict[str, tuple[int, ...
 def differences(program: Program) -> Callable[[Form], str]:
     """What a form does differently from the program, empty if nothing; on meta only sizes of groups are compared."""
     if program.is_meta:
-        return lambda form: _sizes_differ(program, form)
+        return partial(_sizes_differ, program)
+    exact = program.widened()
     inputs = dict(zip(program.inputs, verify.probe(program), strict=True))
     with torch.no_grad():
-        ours = program(**inputs).logits
-    return lambda form: _logits_differ(program, form, inputs, ours)
+        ours = exact(**inputs).logits
+    return partial(_logits_differ, exact, inputs, ours)
 
 
 def _sizes_differ(program: Program, form: Form) -> str:
@@ -140,24 +141,34 @@ def _sizes_differ(program: Program, form: Form) -> str:
     return "" if ours == theirs else "divides them among its heads and groups in another way"
 
 
-@torch.no_grad()
-def _logits_differ(program: Program, form: Form, inputs: dict[str, Tensor], ours: Tensor) -> str:
-    try:
-        theirs = form.running()(**inputs).logits  # as a user would call it, cache and all
-    except (RuntimeError, IndexError, ValueError, StopIteration) as failure:
-        return f"does not run: {str(failure).strip().splitlines()[0] if str(failure) else type(failure).__name__}"
+def _logits_differ(exact: Program, inputs: dict[str, Tensor], ours: Tensor, form: Form) -> str:
+    """The model is compared in float32 at the least, but has to run in the type of its weights as well."""
+    theirs: Tensor | str = _logits(form, inputs)
+    if form.program is not exact and not isinstance(theirs, str):
+        theirs = _logits(replace(form, program=exact), inputs)
+    if isinstance(theirs, str):
+        return f"does not run: {theirs}"
     error = verify.difference(*verify.at_tokens([ours], [theirs], inputs.get("attention_mask")))
-    if error <= verify.tolerance(program):
+    if error <= verify.tolerance(exact):
         return ""
-    return f"computes something else, its logits differ by {error:.2g}: {_reason(program, form)}"
+    return f"computes something else, its logits differ by {error:.2g}: {_reason(form)}"
 
 
-def _reason(program: Program, form: Form) -> str:
+@torch.no_grad()
+def _logits(form: Form, inputs: dict[str, Tensor]) -> Tensor | str:
+    """What the model gives, called as a user would call it, cache and all; or why it does not run."""
+    try:
+        return form.running()(**inputs).logits
+    except (RuntimeError, IndexError, ValueError, StopIteration) as failure:
+        return str(failure).strip().splitlines()[0] if str(failure) else type(failure).__name__
+
+
+def _reason(form: Form) -> str:
     """Named constants where there are any: a class may derive some from sizes."""
     theirs = capture(form.on_meta())
     made = buffers(form.on_meta())
     theirs.readers = {name: partial(made.__getitem__, name) for name in made}
-    named = differing_constants(program, theirs)
+    named = differing_constants(form.program, theirs)
     if not named:
         return "its config fixes how the sizes are divided"
     others = f" (and {len(named) - 1} more)" if len(named) > 1 else ""

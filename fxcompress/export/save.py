@@ -38,6 +38,8 @@ from fxcompress.ondemand import on_demand
 from fxcompress.plan import Step, write_ranges
 from fxcompress.program import Program
 from fxcompress.report import Report
+from fxcompress.stored import Stored
+from fxcompress.streamed import wide
 
 RESERVE = 1 << 20  # bytes for config, manifest and reports
 MAX_SHARD_SIZE = "5GB"
@@ -155,12 +157,13 @@ class Result:
 
     def _reload_error(self, folder: Path) -> float:
         """How far what the files give is from what was in memory."""
-        inputs = dict(zip(self.program.inputs, verify.probe(self.program), strict=True))
+        program = self.program.widened()
+        inputs = dict(zip(program.inputs, verify.probe(program), strict=True))
         with torch.no_grad():
-            ours = self.program.run(*self.program.bind(**inputs))
+            ours = program.run(*program.bind(**inputs))
             theirs = _replay(folder, inputs) if self.choice.form is None else _run_again(folder, inputs)
         error = verify.difference(*verify.at_tokens(ours, theirs, inputs.get("attention_mask")))
-        if error > verify.tolerance(self.program):
+        if error > verify.tolerance(program):
             raise ProofError(f"what was saved differs from what was in memory: relative error {error:.2g}")
         return error
 
@@ -175,14 +178,20 @@ def _is_there(file: Path, digest: str) -> bool:
 
 def _run_again(folder: Path, inputs: dict[str, Tensor]) -> list[Tensor]:
     """What the ordinary model gives whose weights are in the files."""
-    stored = read_checkpoint(folder).stored()
-    model = on_demand(stored.model, stored.read)
+    checkpoint = read_checkpoint(folder)
+    stored = checkpoint.stored()
+    model = on_demand(checkpoint.on_meta_in_float32(), partial(_read_wide, stored))
     outputs = model(**{name: tensor.cpu() for name, tensor in inputs.items()}, use_cache=False)
     return [outputs.logits]
 
 
+def _read_wide(stored: Stored, name: str) -> Tensor:
+    value = stored.read(name)
+    return value.to(wide(value.dtype))
+
+
 def _replay(folder: Path, inputs: dict[str, Tensor]) -> list[Tensor]:
-    program, _, _ = load(folder)
+    program = load(folder)[0].widened()
     return program.run(*program.bind(**{name: tensor.cpu() for name, tensor in inputs.items()}))
 
 
