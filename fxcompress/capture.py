@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from fxcompress import compat, graph
 from fxcompress.canonical import canonicalize
 from fxcompress.errors import CaptureError
+from fxcompress.evaluating import evaluating
 from fxcompress.program import Origin, Program
 from fxcompress.replacements import FUNCTIONS, replaced
 
@@ -60,10 +61,8 @@ def _traced(
     model: nn.Module, inputs: dict[str, Tensor], dynamic_shapes: Mapping[str, Mapping[int, Any]] | None
 ) -> Program:
     shapes = dict(dynamic_shapes or _dynamic_shapes(model, inputs))
-    was_training = model.training
-    model.eval()
     try:
-        with replaced(model):
+        with evaluating(model), replaced(model):
             exported = compat.export(
                 _Forward(model, tuple(inputs)), tuple(inputs.values()), (tuple(shapes.get(n) for n in inputs),)
             )
@@ -71,8 +70,6 @@ def _traced(
         raise
     except Exception as error:
         raise _explain(error, model) from error
-    finally:
-        model.train(was_training)
     return _program(model, exported, tuple(inputs))
 
 

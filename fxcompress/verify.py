@@ -23,6 +23,7 @@ from fxcompress.axes import AxisMap
 from fxcompress.axis import size
 from fxcompress.border import Border
 from fxcompress.errors import ProofError
+from fxcompress.evaluating import evaluating
 from fxcompress.keep import kept_size
 from fxcompress.masked import MaskedRun, sizes_at_run_time
 from fxcompress.ondemand import widened
@@ -93,15 +94,12 @@ def captured_equals_model(model: torch.nn.Module, program: Program) -> Law:
         return Law(name, None, why="weights on meta have no values")
     program = program.widened()
     inputs = dict(zip(program.inputs, probe(program), strict=True))
-    was_training = model.training
     try:
-        with widened(model) if program.readers else contextlib.nullcontext():
-            theirs = pytree.tree_leaves(model.eval()(**inputs))
+        with evaluating(model), widened(model) if program.readers else contextlib.nullcontext():
+            theirs = pytree.tree_leaves(model(**inputs))
     except Exception as error:  # the user's code: kernels for another device, say, fail in ways of their own
         why = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
         return Law(name, None, why=f"the model itself does not run on the probe: {why}")
-    finally:
-        model.train(was_training)
     ours = program.run(*inputs.values())
     return Law(name, difference(*at_tokens(ours, theirs, inputs.get("attention_mask"))), tolerance(program))
 
