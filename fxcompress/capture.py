@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from transformers import PreTrainedModel
 
 from fxcompress import compat, graph
+from fxcompress.bounded import quoted
 from fxcompress.canonical import canonicalize
 from fxcompress.errors import CaptureError
 from fxcompress.evaluating import evaluating
@@ -41,11 +42,24 @@ def capture(
 
     Raises CaptureError with module path, op and source line when the model cannot be traced.
     """
+    _require_one_place(model)
     inputs = _named_inputs(model, example_inputs)
     program = _traced(model, inputs, dynamic_shapes)
     if example_inputs is None and _looks_up(program, "position_ids"):
         return _counting_itself(model, inputs) or program
     return program
+
+
+def _require_one_place(model: nn.Module) -> None:
+    """Raise CaptureError for what is no module, and for one that is spread out or loaded in part."""
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"{quoted(model)} is no model: pass a torch.nn.Module that is built and loaded")
+    places: dict[torch.device, str] = {}
+    for name, parameter in model.named_parameters():
+        places.setdefault(parameter.device, name)
+    if len(places) > 1:
+        said = " and ".join(f"{name} on {device}" for device, name in places.items())
+        raise CaptureError(f"{type(model).__name__} has {said}: load all of it on one device, or all on meta")
 
 
 def _counting_itself(model: nn.Module, inputs: Mapping[str, Tensor]) -> Program | None:

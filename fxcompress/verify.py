@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from fxcompress import graph
 from fxcompress.axes import AxisMap
 from fxcompress.axis import size
 from fxcompress.border import Border
-from fxcompress.errors import ProofError
+from fxcompress.errors import CaptureError, ProofError
 from fxcompress.evaluating import evaluating
 from fxcompress.keep import kept_size
 from fxcompress.masked import MaskedRun, sizes_at_run_time
@@ -94,14 +94,27 @@ def captured_equals_model(model: torch.nn.Module, program: Program) -> Law:
         return Law(name, None, why="weights on meta have no values")
     program = program.widened()
     inputs = dict(zip(program.inputs, probe(program), strict=True))
+    ours = _own_outputs(program, inputs)
     try:
         with evaluating(model), widened(model) if program.readers else contextlib.nullcontext():
             theirs = pytree.tree_leaves(model(**inputs))
     except Exception as error:  # the user's code: kernels for another device, say, fail in ways of their own
         why = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
         return Law(name, None, why=f"the model itself does not run on the probe: {why}")
-    ours = program.run(*inputs.values())
     return Law(name, difference(*at_tokens(ours, theirs, inputs.get("attention_mask"))), tolerance(program))
+
+
+def _own_outputs(program: Program, inputs: Mapping[str, Tensor]) -> Any:
+    """Raises CaptureError where the graph does not run: tracing sees no mix of dtypes, for example."""
+    try:
+        return program.run(*inputs.values())
+    except RuntimeError as error:
+        said = str(error).strip().partition("\n")[0]
+        kinds = sorted({str(parameter.dtype).removeprefix("torch.") for _, parameter in program.parameters()})
+        raise CaptureError(
+            f"the captured graph of {program.origin.model_class.__name__}, with weights in {', '.join(kinds)}, does not"
+            f" run: {said}"
+        ) from error
 
 
 def at_tokens(ours: Sequence[Any], theirs: Sequence[Any], mask: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
