@@ -15,13 +15,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fxcompress.bounded import read_json
 from fxcompress.errors import CompressError, ProofError
 
 FORMAT = 1
+MOST_BYTES = 1 << 30  # of a vocabulary and experts in every layer, chosen one by one, there are some 100 MB
 
 
 class Journal:
@@ -43,34 +45,50 @@ class Journal:
 
     def read(self) -> None:
         """Take over what an earlier run has finished. Raises CompressError where that was another request."""
-        try:
-            content = json.loads(self.file.read_text())
-            key, stages = content["key"], dict(content["stages"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return  # none, or cut short by a full disk: the run begins anew
-        if key != self.key:
+        content = _intact(self.file)
+        if content is None:
+            return  # the run begins anew
+        if content["key"] != self.key:
             raise CompressError(
                 f"{self.file.parent} has an unfinished run of another request (other files, recipe, options or"
                 " versions): remove it to begin anew, or choose another output"
             )
-        self.stages = stages
+        self.stages = content["stages"]
 
     def _write(self) -> None:
         beside = self.file.with_suffix(".part")
         with beside.open("w") as stream:
-            json.dump({"format": FORMAT, "key": self.key, "stages": self.stages}, stream)
+            content = {"format": FORMAT, "key": self.key, "stages": self.stages}
+            json.dump(content | {"sha256": key_of(content)}, stream)
             stream.flush()
             os.fsync(stream.fileno())
         beside.rename(self.file)
 
 
-def key_of(request: Mapping[str, Any]) -> str:
-    """The hash of a request, which is JSON."""
+def key_of(request: Any) -> str:
+    """The hash of a request, or of anything else that is JSON."""
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+def _intact(file: Path) -> dict[str, Any] | None:
+    """What is in a journal; None where there is none, or where it is not as it was written: cut short, or changed."""
+    try:
+        content = read_json(file, MOST_BYTES)
+    except CompressError:
+        return None
+    digest = content.pop("sha256", None) if isinstance(content, dict) else None
+    return content if digest == key_of(content) else None
 
 
 def folder_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.fxcompress")
+
+
+def forget_finished(target: Path) -> None:
+    """Remove what a run has left that was stopped right after its output got its final name."""
+    beside = folder_of(target)
+    if beside.is_dir() and not (beside / "result").exists():
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ that memory goes by the largest layer and not by the model.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -201,7 +202,9 @@ def _tidy(folder: Path, journal: Journal) -> None:
     """Remove what an earlier run left half done."""
     whole = {what.removeprefix("weights ") for what in journal.stages}
     for file in folder.iterdir():
-        if file.name not in whole:
+        if file.is_dir() and not file.is_symlink():
+            shutil.rmtree(file)
+        elif file.name not in whole:
             file.unlink()
 
 

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fxcompress.errors import CompressError
+from fxcompress.journal import forget_finished
 
 
 def prepare_output(path: str | Path, need_bytes: int = 0) -> Path:
     """Raise CompressError, before any work, where the output could not be written: taken, not writable, no space."""
     target = Path(path).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        forget_finished(target)
         raise CompressError(f"{target} exists and is not an empty directory; choose another output")
     parent = next(p for p in target.parents if p.exists())
     _try(parent, target.name)
