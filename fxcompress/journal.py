@@ -99,7 +99,10 @@ def journaled(target: Path, key: str) -> Iterator[tuple[Path, Journal]]:
     CompressError where another run is writing the same output.
     """
     beside = folder_of(target)
-    (beside / "result").mkdir(parents=True, exist_ok=True)
+    try:
+        (beside / "result").mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise CompressError(f"{beside} is where the journal of this run goes, and is no directory: remove it") from error
     with _locked(beside / "lock", target):
         journal = Journal(beside / "journal.json", key)
         journal.read()
@@ -117,7 +120,7 @@ def journaled(target: Path, key: str) -> Iterator[tuple[Path, Journal]]:
 
 def _keep(beside: Path, journal: Journal, error: BaseException) -> None:
     """What is finished stays for the next run, and the user is told so."""
-    if journal.stages:
+    if journal.stages and (beside / "result").exists():
         done = ", ".join(journal.stages)
         error.add_note(f"finished and kept in {beside}: {done}; the same command goes on from there")
     else:

@@ -96,7 +96,7 @@ def compress(
     source = open_source(model, revision, progress=progress)
     recipe = passes if isinstance(passes, Recipe) else Recipe(tuple(passes))
     request = Request(source, recipe, calibration, target, max_shard_size, random, verify)
-    prepare_output(out)
+    prepare_output(out, original=source.directory)
     return carry_out(request, plan(request, progress), out, progress)
 
 
@@ -136,7 +136,7 @@ def _nearest(request: Request, original: Opened) -> str:
 def carry_out(request: Request, planned: Planned, out: str | Path, progress: Progress = silent) -> CompressedModel:
     """Do what was planned and write it to ``out``."""
     size = sum(t.numel() * t.element_size() for t in planned.result.program.state.values())
-    folder = prepare_output(out, size + RESERVE)
+    folder = prepare_output(out, size + RESERVE, request.source.directory)
     hashes = _hashes(request, progress)
     with journaled(folder, _key(request, planned, hashes)) as (beside, journal):
         _tidy(beside, journal)

@@ -47,6 +47,11 @@ class Source:
         return self.path if self.path.is_dir() else self.path.parent
 
     @property
+    def directory(self) -> Path | None:
+        """What is the model's alone; a config file may lie anywhere."""
+        return self.path if self.path.is_dir() else None
+
+    @property
     def files(self) -> list[Path]:
         """Its weights."""
         if self.checkpoint is not None:

@@ -53,7 +53,7 @@ def compress(
     source = open_source(model, revision, progress=steps)
     request = Request(source, wanted, None, target, max_shard_size, random or dry_run, verify)
     if not dry_run:
-        prepare_output(_required(out))
+        prepare_output(_required(out), original=source.directory)
     planned = plan(request, steps)
     if dry_run:
         show_dry_run(planned)

@@ -13,12 +13,19 @@ from fxcompress.errors import CompressError
 from fxcompress.journal import forget_finished
 
 
-def prepare_output(path: str | Path, need_bytes: int = 0) -> Path:
-    """Raise CompressError, before any work, where the output could not be written: taken, not writable, no space."""
+def prepare_output(path: str | Path, need_bytes: int = 0, original: Path | None = None) -> Path:
+    """Raise CompressError, before any work, where the output could not be written: taken, not writable, no space.
+
+    ``original``: a directory that is left as it is, so that no output may be in it.
+    """
     target = Path(path).absolute()
+    if target.is_symlink():
+        raise CompressError(f"{target} is a link; choose another output, or the place that it leads to")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         forget_finished(target)
         raise CompressError(f"{target} exists and is not an empty directory; choose another output")
+    if original is not None and target.resolve().is_relative_to(original.resolve()):
+        raise CompressError(f"{target} lies in the directory of the model, which is left alone; choose another output")
     parent = next(p for p in target.parents if p.exists())
     _try(parent, target.name)
     free = shutil.disk_usage(parent).free

@@ -6,6 +6,7 @@ A safetensors file is eight bytes with the length of a JSON header, the header, 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxcompress.bounded import quoted
 from fxcompress.errors import CompressError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -46,9 +48,10 @@ def size_in_bytes(tensor: Tensor) -> int:
 def read_size(size: int | str) -> int:
     """Bytes from ``"5GB"`` or a number. Raises CompressError for what is neither."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?B)?\s*", str(size).upper())
-    if match is None or float(match[1]) <= 0 or isinstance(size, bool):
-        raise CompressError(f"max_shard_size={size!r} is no size: write bytes, or '500MB', '5GB', '2GiB'")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
+    count = 0.0 if match is None or isinstance(size, bool) else float(match[1]) * _UNITS[match[2] or ""]
+    if not 1 <= count < math.inf:
+        raise CompressError(f"max_shard_size={quoted(size)} is no size: write bytes, or '500MB', '5GB', '2GiB'")
+    return int(count)
 
 
 def pack(tensors: Mapping[str, Tensor], max_bytes: int) -> list[Shard]:
