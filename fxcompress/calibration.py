@@ -31,10 +31,11 @@ def read_calibration(calibration: Calibration, folder: Path) -> list[Tensor]:
 
 def require_known(batches: list[Tensor], vocabulary: int) -> None:
     """Raise CompressError for ids that the model has no embedding of."""
-    highest = max((int(ids.max()) for ids in batches), default=-1)
-    if highest >= vocabulary:
+    ends = [int(end) for ids in batches if ids.numel() for end in ids.aminmax()]
+    wrong = next((i for i in ends if not 0 <= i < vocabulary), None)
+    if wrong is not None:
         raise CompressError(
-            f"the tokenizer gives the id {highest}, the model has {vocabulary} ids: they do not belong together"
+            f"the tokenizer gives the id {wrong}, the model has {vocabulary} ids: they do not belong together"
         )
 
 

@@ -18,7 +18,7 @@ from fxcompress.export.form import to_transformers
 from fxcompress.export.load import load as read
 from fxcompress.export.save import MAX_SHARD_SIZE, save
 from fxcompress.journal import Journal
-from fxcompress.pipeline import Pass, Pipeline, check_values
+from fxcompress.pipeline import Pass, Pipeline, check_values, listed
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.progress import Progress, silent
@@ -113,7 +113,7 @@ def compress_opened(
     with progress("checks of the original"):
         check = partial(_checks, opened, verify)
         checked = journal.stage("checks", check) if journal is not None else check()
-    pipeline = Pipeline(tuple(passes), verify, progress, journal)
+    pipeline = Pipeline(listed(passes), verify, progress, journal)
     result = _own(pipeline.run(program, calibration), program)
     report = Report.of(pipeline.records)
     report.passes[:0] = before.passes

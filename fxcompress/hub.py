@@ -39,6 +39,8 @@ def resolve(model: str | Path, revision: str | None = None, local_files_only: bo
     ``revision``: a branch, a tag or a commit, for ids only. ``local_files_only``: take what is in the cache. Raises
     CompressError, naming id and revision, for what is neither there nor can be brought.
     """
+    if not isinstance(model, str | os.PathLike):
+        raise CompressError(f"{type(model).__name__} is no path and no id; fxcompress.apply takes models in memory")
     if os.path.exists(model):  # False for what no path can be
         if revision is not None:
             raise CompressError(f"{model} is a path and has no revision {shown(revision)}: only ids have revisions")

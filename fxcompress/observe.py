@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from fxcompress.axes import AxisMap, Group
 from fxcompress.axis import leaves
+from fxcompress.bounded import quoted
 from fxcompress.errors import CompressError
 from fxcompress.program import Program
 from fxcompress.segments import Kept, Segment, segments
@@ -98,7 +99,19 @@ def batches_of(calibration: Any, batch_size: int = 4) -> list[Batch]:
         if calibration.dim() != 2:
             raise CompressError(f"calibration ids have shape {tuple(calibration.shape)}, not (samples, length)")
         return [{"input_ids": ids} for ids in calibration.split(batch_size)]
-    batches: list[Batch] = [{"input_ids": b} if isinstance(b, Tensor) else dict(b) for b in calibration]
+    if isinstance(calibration, str | Mapping) or not isinstance(calibration, Iterable):
+        raise CompressError(f"calibration is a list of batches, not {quoted(calibration)}")
+    batches = [_batch(entry) for entry in calibration]
     if not batches:
         raise CompressError("the calibration data has no batch")
     return batches
+
+
+def _batch(entry: Any) -> Batch:
+    batch = {"input_ids": entry} if isinstance(entry, Tensor) else entry
+    if not isinstance(batch, Mapping) or not all(isinstance(value, Tensor | None) for value in batch.values()):
+        raise CompressError(f"a batch is a tensor of token ids (batch, length) or a dict of tensors, not {quoted(entry)}")
+    ids = batch.get("input_ids")
+    if ids is not None and (ids.is_floating_point() or ids.dim() != 2):
+        raise CompressError(f"token ids have shape {tuple(ids.shape)} and {ids.dtype}: they are whole numbers (batch, length)")
+    return {name: value for name, value in batch.items() if value is not None}

@@ -17,6 +17,7 @@ from torch import fx
 from fxcompress import observe, verify
 from fxcompress.axes import AxisMap
 from fxcompress.border import Border
+from fxcompress.bounded import one_line, quoted
 from fxcompress.cost import Cost, Figures
 from fxcompress.errors import CompressError
 from fxcompress.journal import Journal
@@ -168,8 +169,22 @@ class Pipeline:
             batches = [border.batch(batch, name) for batch in batches]
         observer = observe.MeanSquares(program, watched)
         with self.progress(f"{p.name}: calibration", len(batches) * len(observer.parts)) as advance:
-            observer.sweep(batches, advance)
+            try:
+                observer.sweep(batches, advance)
+            except (IndexError, TypeError) as error:  # ids without an embedding; inputs of other names
+                raise CompressError(f"{p.name}: the calibration does not fit the model: {one_line(error)}") from error
         return observer.result()
+
+
+def listed(passes: Any) -> tuple[Pass, ...]:
+    """Passes that were given in some sequence. Raises CompressError for anything else in it, and for no sequence."""
+    if isinstance(passes, str) or not isinstance(passes, Iterable):
+        raise CompressError(f"passes are given in a list, [PruneFFN(ratio=0.25)], not as {quoted(passes)}")
+    given = tuple(passes)
+    for p in given:
+        if not isinstance(p, Pass):
+            raise CompressError(f"{quoted(p)} is no pass: passes are objects, PruneFFN(ratio=0.25)")
+    return given
 
 
 def check_values(program: Program) -> None:

@@ -32,7 +32,7 @@ from fxcompress.export.save import MAX_SHARD_SIZE, RESERVE, Result, versions
 from fxcompress.export.shards import read_size
 from fxcompress.journal import Journal, journaled, key_of
 from fxcompress.passes import PruneAxes
-from fxcompress.pipeline import Pass
+from fxcompress.pipeline import Pass, listed
 from fxcompress.progress import Progress, silent
 from fxcompress.recipe import Calibration, Recipe
 from fxcompress.source import Opened, Source, open_source
@@ -94,7 +94,7 @@ def compress(
     initialises them, to try a config. The same call goes on where an earlier one was stopped. Raises CompressError.
     """
     source = open_source(model, revision, progress=progress)
-    recipe = passes if isinstance(passes, Recipe) else Recipe(tuple(passes))
+    recipe = passes if isinstance(passes, Recipe) else Recipe(listed(passes))
     request = Request(source, recipe, calibration, target, max_shard_size, random, verify)
     prepare_output(out, original=source.directory)
     return carry_out(request, plan(request, progress), out, progress)

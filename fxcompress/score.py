@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fxcompress.axes import AxisMap, Group
 from fxcompress.axis import Dims, leaves
+from fxcompress.bounded import quoted
 from fxcompress.errors import CompressError
 from fxcompress.keep import coordinates
 from fxcompress.observe import consumers
@@ -39,6 +40,8 @@ def scores(score: Score, program: Program, group: Group, statistics: Statistics,
         values = activation(program, group, statistics)
     else:
         values = torch.rand(group.sizes, generator=torch.Generator().manual_seed(seed))
+    if not isinstance(values, Tensor):
+        raise CompressError(f"{group.key}: the scores are {quoted(values)}, not a tensor of shape {group.sizes}")
     if tuple(values.shape) != group.sizes:
         raise CompressError(f"{group.key}: the scores have shape {tuple(values.shape)}, the group {group.sizes}")
     if not torch.isfinite(values).all():
