@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fxcompress import compat
@@ -24,6 +26,8 @@ from fxcompress.stored import Files, Stored
 
 CONFIG = "config.json"
 _MOST_CONFIG = 1 << 24  # bytes
+_MOST_LAYERS = 1 << 12  # the deepest models have some hundreds
+_COUNTS_LAYERS = re.compile(r"\w*layers?|layer_types|layers_block_type")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -59,6 +63,9 @@ class Checkpoint:
     def stored(self) -> Stored:
         """The weights, to be read one by one. Raises CompressError where transformers would make some of them up."""
         self.require_weights()
+        return self._stored()
+
+    def _stored(self) -> Stored:
         stored = Stored(self.on_meta(), Files(self.files))
         self._refuse_made_up(stored)
         return stored
@@ -72,6 +79,11 @@ class Checkpoint:
         if not self.files:
             raise CompressError(f"{self.path} has no weights, neither {WEIGHTS} nor {INDEX}; --random makes some up")
 
+    def check_weights(self) -> None:
+        """Raise CompressError where the weights are not those that the config says, as far as their headers tell."""
+        self.require_weights()
+        self._stored()
+
     def _build(self, dtype: torch.dtype) -> Any:
         try:
             return AutoModelForCausalLM.from_config(copy.deepcopy(self.config), dtype=dtype).eval()
@@ -84,13 +96,20 @@ class Checkpoint:
         missing = sorted(name for name in shapes if name not in stored and name not in tied)
         if missing:
             raise CompressError(f"{self.folder}: {_count(missing)} missing from the weights: {_some(missing)}")
-        found = {name: tuple(stored.on_meta(name).shape) for name in shapes if name in stored}
-        unlike = sorted(name for name, shape in found.items() if shape != shapes[name])
+        found = {name: stored.on_meta(name) for name in shapes if name in stored}
+        unlike = sorted(name for name, tensor in found.items() if tuple(tensor.shape) != shapes[name])
         if unlike:
             name = unlike[0]
             raise CompressError(
                 f"{self.folder}: {_count(unlike)} of another shape than the config says:"
-                f" {name} is {found[name]}, not {shapes[name]}"
+                f" {name} is {tuple(found[name].shape)}, not {shapes[name]}"
+            )
+        packed = sorted(n for n, t in found.items() if stored.dtypes[n].is_floating_point and not _holds_weights(t))
+        if packed:
+            name = packed[0]
+            raise CompressError(
+                f"{self.folder}: {_count(packed)} quantised: {name} is stored as {found[name].dtype}; compress the"
+                " unquantised model instead"
             )
 
 
@@ -130,6 +149,7 @@ def _read_config(file: Path) -> Any:
         said = values["quantization_config"]
         method = said.get("quant_method", "some method") if isinstance(said, dict) else "some method"
         raise CompressError(f"{file}: the weights are quantised ({method}); compress the unquantised model instead")
+    _refuse_endless(file, values)
     try:
         config = AutoConfig.from_pretrained(file, **_LOCAL)
         config._name_or_path = str(file.parent)  # as a model loaded from there has it
@@ -138,6 +158,14 @@ def _read_config(file: Path) -> Any:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise CompressError(f"{file}: transformers has no causal language model of model_type {kind!r}")
     return config
+
+
+def _refuse_endless(file: Path, values: dict[str, Any]) -> None:
+    """Layers are made one by one, also on meta, and configs make lists as long: a large number would take for ever."""
+    for name, value in values.items():
+        count = len(value) if isinstance(value, list) else value if isinstance(value, int) else 0
+        if _COUNTS_LAYERS.fullmatch(name) and count > _MOST_LAYERS:
+            raise CompressError(f"{file}: {name}={count:,} is refused: models of up to {_MOST_LAYERS:,} layers are built")
 
 
 def _hint(kind: str, values: dict[str, Any]) -> str:
@@ -150,6 +178,11 @@ def _hint(kind: str, values: dict[str, Any]) -> str:
 def _first_dtype(files: tuple[Path, ...]) -> torch.dtype | None:
     stored = (tensor.dtype for file in files for tensor in read_header(file).values())
     return next((_DTYPES[dtype] for dtype in stored if dtype in _DTYPES), None)
+
+
+def _holds_weights(tensor: Tensor) -> bool:
+    """Whole numbers and those of eight bits are weights only together with a scale, which is not read here."""
+    return tensor.dtype in _DTYPES.values()
 
 
 def _first_line(error: BaseException) -> str:

@@ -58,7 +58,7 @@ class Request:
             raise CompressError(f"target={self.target!r} is unknown; there are transformers and fxcompress")
         read_size(self.max_shard_size)
         if not self.random:
-            self.source.require_weights()
+            self.source.check_weights()
         blind = [p.name for p in self.recipe.steps if getattr(p, "score", None) == "activation"]
         if blind and self.recipe.calibration is None and self.batches is None:
             raise CompressError(f"{blind[0]} scores by activations and needs text to run on: --calibration FILE")

@@ -58,9 +58,9 @@ class Source:
             return list(self.checkpoint.files)
         return list(result_files(self.folder, read_manifest(self.folder)).values())
 
-    def require_weights(self) -> None:
+    def check_weights(self) -> None:
         if self.checkpoint is not None:
-            self.checkpoint.require_weights()
+            self.checkpoint.check_weights()
 
     def on_meta(self) -> Opened:
         """Graph and sizes, without values."""

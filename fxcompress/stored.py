@@ -94,9 +94,9 @@ class Stored:
         return self._converted(stored, self.files.read).to(self.dtypes[name])
 
     def on_meta(self, name: str) -> Tensor:
-        """A tensor of the shape that the files have it in."""
+        """Its shape in the model, and the dtype in which it is stored."""
         stored = name if name in self._sources else self._tied[name]
-        return self._converted(stored, self.files.on_meta).to(self.dtypes[name])
+        return self._converted(stored, self.files.on_meta)
 
     def _plan(self) -> dict[str, _Source]:
         """For every tensor of the model where it comes from, as loading with transformers would have it."""

@@ -21,7 +21,7 @@ from fxcompress.axis import leaves
 from fxcompress.errors import CompressError
 from fxcompress.observe import consumers
 from fxcompress.pipeline import Pass, Row
-from fxcompress.plan import Step
+from fxcompress.plan import MOST_INDICES, Step
 from fxcompress.program import Program
 from fxcompress.score import NAMES, Score, Statistics, best, scores
 
@@ -76,6 +76,9 @@ class PruneAxes(Pass):
         free = [g for g in here if not g.pinned]
         if not free:
             raise CompressError(f"{self.name}: {self._why_none(found, here)}")
+        for group in free:
+            if group.total > MOST_INDICES:
+                raise CompressError(f"{group.key} has {group.total:,} indices; a plan can have {MOST_INDICES:,}")
         return free
 
     def watches(self, program: Program) -> list[tuple[fx.Node, int]]:

@@ -9,6 +9,8 @@ from fxcompress.rule import einop
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+    heads, shared = q.shape[1], k.shape[1]
+    torch._check(heads % shared == 0, lambda: f"{heads} query heads cannot share {shared} key and value heads evenly")
     return q.new_empty(*q.shape[:3], v.shape[3])
 
 
