@@ -193,8 +193,9 @@ def check_values(program: Program) -> None:
         return
     for name, _ in program.parameters():
         value = program.read(name)
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            bad = int((~torch.isfinite(value)).sum())
+        finite = torch.isfinite(value.float() if value.element_size() == 1 else value)  # not defined for float8
+        if not finite.all():
+            bad = int((~finite).sum())
             raise CompressError(f"{name} {tuple(value.shape)} holds {bad} values that are NaN or Inf")
 
 
