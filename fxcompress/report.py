@@ -63,7 +63,8 @@ class Report:
             "report.txt": self.to_text(),
         }
         for name, text in files.items():
-            (folder / name).write_text(text)
+            # a model's folder may have a name that is no UTF-8
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
         return [folder / name for name in files]
 
     def to_text(self, width: int = 110) -> str:

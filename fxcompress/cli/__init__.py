@@ -6,6 +6,9 @@ which is a fault of fxcompress; 130 interrupted.
 
 from __future__ import annotations
 
+import io
+import signal
+import sys
 from typing import Any
 
 import transformers
@@ -35,7 +38,7 @@ class Commands(TyperGroup):
         except ProofError as error:
             _leave(3, str(error), error)
         except KeyboardInterrupt as error:
-            _leave(130, "interrupted, nothing was written under its final name", error)
+            _leave(130, f"interrupted, {error if error.args else 'nothing was written under its final name'}", error)
 
 
 def _leave(code: int, message: str, error: BaseException) -> None:
@@ -54,9 +57,13 @@ for command in (inspect, compress, verify, report):
 @app.callback()
 def quiet() -> None:
     """Compress Mamba, hybrid and Transformer language models, with proofs."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # the name of a file may be no text
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a batch system ends a job: leave as after Ctrl-C
     app()

@@ -61,7 +61,11 @@ def compress(
     if planned.choice.why:
         steps.console.print("[yellow]stock transformers will not load the result:[/]", highlight=False)
         steps.console.print(planned.choice.why, markup=False, highlight=False)
-    _show(carry_out(request, planned, _required(out), steps), _required(out))
+    small = carry_out(request, planned, _required(out), steps)
+    try:
+        _show(small, _required(out))
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"the result is whole, in {out}") from error
 
 
 def _required(out: Path | None) -> Path:
