@@ -165,7 +165,7 @@ def _refuse_endless(file: Path, values: dict[str, Any]) -> None:
     for name, value in values.items():
         count = len(value) if isinstance(value, list) else value if isinstance(value, int) else 0
         if _COUNTS_LAYERS.fullmatch(name) and count > _MOST_LAYERS:
-            raise CompressError(f"{file}: {name}={count:,} is refused: models of up to {_MOST_LAYERS:,} layers are built")
+            raise CompressError(f"{file}: {name}={count:,} is more than the {_MOST_LAYERS:,} layers built here")
 
 
 def _hint(kind: str, values: dict[str, Any]) -> str:

@@ -102,7 +102,7 @@ def journaled(target: Path, key: str) -> Iterator[tuple[Path, Journal]]:
     try:
         (beside / "result").mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise CompressError(f"{beside} is where the journal of this run goes, and is no directory: remove it") from error
+        raise CompressError(f"{beside} is where the journal goes, and is no directory: remove it") from error
     with _locked(beside / "lock", target):
         journal = Journal(beside / "journal.json", key)
         journal.read()

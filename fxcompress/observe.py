@@ -110,8 +110,8 @@ def batches_of(calibration: Any, batch_size: int = 4) -> list[Batch]:
 def _batch(entry: Any) -> Batch:
     batch = {"input_ids": entry} if isinstance(entry, Tensor) else entry
     if not isinstance(batch, Mapping) or not all(isinstance(value, Tensor | None) for value in batch.values()):
-        raise CompressError(f"a batch is a tensor of token ids (batch, length) or a dict of tensors, not {quoted(entry)}")
+        raise CompressError(f"a batch is token ids (batch, length), or a dict of tensors, not {quoted(entry)}")
     ids = batch.get("input_ids")
     if ids is not None and (ids.is_floating_point() or ids.dim() != 2):
-        raise CompressError(f"token ids have shape {tuple(ids.shape)} and {ids.dtype}: they are whole numbers (batch, length)")
+        raise CompressError(f"token ids are {ids.dtype} {tuple(ids.shape)}, not whole numbers (batch, length)")
     return {name: value for name, value in batch.items() if value is not None}
