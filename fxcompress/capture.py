@@ -120,6 +120,9 @@ def _named_inputs(model: nn.Module, example: tuple[Tensor, ...] | Mapping[str, T
     if example is not None:
         return dict(zip(accepted, example, strict=False))
     if not isinstance(model, PreTrainedModel):
+        inner = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+        if inner is not None:
+            raise CaptureError(f"{type(model).__name__} wraps a {type(inner).__name__}: pass that, or example_inputs")
         raise CaptureError(f"{type(model).__name__} is a plain module: pass example_inputs, e.g. capture(model, (x,))")
     shape, device = (2, 24), model.device  # neither 0 nor 1, which tracing would take for constants
     ids = torch.zeros(shape, dtype=torch.long, device=device)

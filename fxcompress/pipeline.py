@@ -171,7 +171,9 @@ class Pipeline:
         with self.progress(f"{p.name}: calibration", len(batches) * len(observer.parts)) as advance:
             try:
                 observer.sweep(batches, advance)
-            except (IndexError, TypeError) as error:  # ids without an embedding; inputs of other names
+            except IndexError as error:
+                raise CompressError(f"{p.name}: the calibration has token ids without an embedding") from error
+            except TypeError as error:  # inputs of other names
                 raise CompressError(f"{p.name}: the calibration does not fit the model: {one_line(error)}") from error
         return observer.result()
 
