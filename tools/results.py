@@ -3,7 +3,8 @@
     .venv/bin/python tools/results.py            everything; the matrix takes the longest
     .venv/bin/python tools/results.py faults     one section, or some: matrix, families, faults, programs, peers, ...
 
-The sections programs, peers and demo show what tools/fuzz.py, tools/peers/compare.py and tools/demo wrote last.
+The sections programs, peers, mishaps, kills and demo show what tools/fuzz.py, tools/peers/compare.py, tools/mishaps.py,
+tools/kill.py and tools/demo wrote last.
 """
 
 from __future__ import annotations
@@ -92,6 +93,42 @@ def large() -> str:
     )
 
 
+def mishaps() -> str:
+    """What the last run of tools/mishaps.py wrote."""
+    file = ROOT / "mishaps-output" / "mishaps.json"
+    if not file.is_file():
+        return "Run `.venv/bin/python tools/mishaps.py --json mishaps-output/mishaps.json` first."
+    told = json.loads(file.read_text())
+    held = sum(not row["wrong"] for row in told)
+    rows = [(row["kind"], row["name"], row["ends"], _cell(row["said"]), row["left"]) for row in told]
+    return (
+        f"{held} of {len(told)} end as they should: without a traceback, without half a result, with no other file"
+        " touched. An end is the exit code of the command, or what Python raises; … is a folder.\n\n"
+        + table(("kind", "what goes wrong", "ends", "what is said", "what is left"), rows)
+    )
+
+
+def kills() -> str:
+    """What the last run of tools/kill.py wrote."""
+    file = ROOT / "kill-output" / "kills.json"
+    if not file.is_file():
+        return "Run `.venv/bin/python tools/kill.py --json kill-output/kills.json` first."
+    told = json.loads(file.read_text())
+    by = " and ".join(f"{count} by {name}" for name, count in sorted(told["signals"].items()))
+    return (
+        f"`.venv/bin/python tools/kill.py`: {told['rounds']} results in {told['runs']} runs, of which"
+        f" {sum(told['kills'].values())} were killed, {by}; {told['resumed']} finished stages were taken over."
+        f" {len(told['differences'])} files differ from an undisturbed run's, {len(told['leftovers'])} are left over."
+        "\n\n" + table(("killed after", "times"), sorted(told["kills"].items()))
+    )
+
+
+def _cell(text: str, most: int = 160) -> str:
+    """The first line, as a cell of a table can have it."""
+    first = text.partition("\n")[0].replace("|", "\\|").encode("ascii", "backslashreplace").decode()
+    return first if len(first) <= most else first[: most - 1] + "…"
+
+
 def bench() -> str:
     run = subprocess.run([sys.executable, str(ROOT / "tools" / "bench.py")], capture_output=True, text=True, check=True)
     return "`.venv/bin/python tools/bench.py`, times in seconds on two CPU cores:\n\n" + run.stdout.strip()
@@ -129,6 +166,8 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "programs": ("Random programs and mutants", programs),
     "peers": ("Next to the peers", peers),
     "large": ("Models larger than the memory allowed for them", large),
+    "mishaps": ("What goes wrong", mishaps),
+    "kills": ("Killed runs", kills),
     "bench": ("Time of capture and analysis", bench),
     "demo": ("A real model", demo),
 }

@@ -1,0 +1,23 @@
+"""Runs that are killed, three rounds of them; ``tools/kill.py`` has the long ones."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+FILE = Path(__file__).parents[1] / "tools" / "kill.py"
+
+
+@pytest.mark.slow
+def test_killed_runs_go_on_to_the_result_of_an_undisturbed_one():
+    spec = importlib.util.spec_from_file_location("kill", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    kill = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kill)
+    tally = kill.rounds(3, seconds=300)
+    assert tally.rounds == 3
+    assert tally.differences == []
+    assert tally.leftovers == []
