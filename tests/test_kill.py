@@ -21,3 +21,4 @@ def test_killed_runs_go_on_to_the_result_of_an_undisturbed_one():
     assert tally.rounds == 3
     assert tally.differences == []
     assert tally.leftovers == []
+    assert tally.lost == 0

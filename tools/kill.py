@@ -40,13 +40,14 @@ _POLL = 0.002  # seconds
 
 @dataclass
 class Tally:
-    """What happened in all rounds. ``differences`` and ``leftovers`` must be empty."""
+    """What happened in all rounds. ``differences`` and ``leftovers`` must be empty, ``lost`` must be nought."""
 
     rounds: int = 0
     runs: int = 0
     kills: dict[str, int] = field(default_factory=dict)  # by what the journal had last
     signals: dict[str, int] = field(default_factory=dict)
     resumed: int = 0  # stages that a run found done
+    lost: int = 0  # runs that forgot some of them
     differences: list[str] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -116,6 +117,7 @@ def _round(work: Work, out: Path, tally: Tally, chance: random.Random, takes: fl
         if not _killed(process, _moment(out, done, chance, takes), how):
             _require_through(process, out)
             return
+        tally.lost += not out.exists() and len(_stages(out)) < done
         last = "the final name" if out.exists() else (_stages(out) or ["nothing"])[-1].partition(" model-")[0]
         tally.kills[last] = tally.kills.get(last, 0) + 1
         tally.signals[how.name] = tally.signals.get(how.name, 0) + 1
@@ -174,7 +176,7 @@ def main() -> None:
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(asdict(tally), indent=1) + "\n")
-    sys.exit(1 if tally.differences or tally.leftovers else 0)
+    sys.exit(1 if tally.differences or tally.leftovers or tally.lost else 0)
 
 
 if __name__ == "__main__":

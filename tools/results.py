@@ -117,7 +117,8 @@ def kills() -> str:
     by = " and ".join(f"{count} by {name}" for name, count in sorted(told["signals"].items()))
     return (
         f"`.venv/bin/python tools/kill.py`: {told['rounds']} results in {told['runs']} runs, of which"
-        f" {sum(told['kills'].values())} were killed, {by}; {told['resumed']} finished stages were taken over."
+        f" {sum(told['kills'].values())} were killed, {by}; {told['resumed']} finished stages were taken over,"
+        f" {told['lost']} lost."
         f" {len(told['differences'])} files differ from an undisturbed run's, {len(told['leftovers'])} are left over."
         "\n\n" + table(("killed after", "times"), sorted(told["kills"].items()))
     )

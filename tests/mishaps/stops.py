@@ -68,6 +68,12 @@ def go_on(place: Place) -> object:
     return place.compress(*SMALL)
 
 
+def go_on_without_proof(place: Place) -> object:
+    """What was proven is not proven again."""
+    with patch.object(verify, "prune_equals_mask", side_effect=AssertionError("a finished pass was proven again")):
+        return place.compress(*SMALL)
+
+
 def journal(place: Place) -> Path:
     return folder_of(place.out) / "journal.json"
 
@@ -159,8 +165,8 @@ MISHAPS = (
         left="nothing",
     ),
     goes_on("gone on with after the checks", make=after(1)),
-    goes_on("gone on with after a pass", make=after(2)),
-    goes_on("gone on with between weights", make=after(4)),
+    goes_on("gone on with after a pass", make=after(2), ask=go_on_without_proof),
+    goes_on("gone on with between weights", make=after(4), ask=go_on_without_proof),
     goes_on("a journal cut short", make=after(3, lambda p: journal(p).write_text(journal(p).read_text()[:100]))),
     goes_on("a journal of no bytes", make=after(3, other_text(""))),
     goes_on("a journal that is a list", make=after(3, other_text("[]"))),
