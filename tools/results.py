@@ -126,7 +126,7 @@ def kills() -> str:
 
 def _cell(text: str, most: int = 160) -> str:
     """The first line, as a cell of a table can have it."""
-    first = text.partition("\n")[0].replace("|", "\\|").encode("ascii", "backslashreplace").decode()
+    first = text.partition("\n")[0].replace("|", "\\|").encode("utf-8", "backslashreplace").decode()
     return first if len(first) <= most else first[: most - 1] + "…"
 
 

@@ -76,7 +76,11 @@ class Mishap:
     ask: Callable[[Place], object] = Place.compress
     ends: str = "2"  # the exit code of a command, "done", or the class of the error that Python raises
     left: str = NOTHING
-    slow: bool = False
+
+    @property
+    def slow(self) -> bool:
+        """Does it capture a model with its weights, or run to the end?"""
+        return self.works or self.left != NOTHING or self.kind in ("models", "stops")
 
     @property
     def works(self) -> bool:

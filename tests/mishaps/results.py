@@ -20,7 +20,7 @@ from tests.mishaps.place import Mishap, Place
 
 @functools.cache
 def _result() -> Path:
-    """A whole result of the tiny model, in three files; never changed."""
+    """A whole result of the tiny model, in two files; never changed."""
     place = Place.fresh(Path(tempfile.mkdtemp(prefix="mishaps-")))
     assert place.compress("--max-shard-size", "60KB").exit_code == 0
     return place.out

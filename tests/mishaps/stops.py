@@ -18,11 +18,11 @@ from fxcompress.journal import Journal, folder_of
 from fxcompress.verify import Law
 from tests.mishaps.place import HALVED, JOURNAL, RESULT, Mishap, Place, module
 
-SMALL = ("--max-shard-size", "60KB")  # three files
+SMALL = ("--max-shard-size", "60KB")  # two files
 
 
 @contextlib.contextmanager
-def stopped(stages: int, error: BaseException | None = None) -> Iterator[None]:
+def stopped(stages: int) -> Iterator[None]:
     """Interrupt the run when it has written so many stages into its journal."""
     write, written = Journal._write, []
 
@@ -30,7 +30,7 @@ def stopped(stages: int, error: BaseException | None = None) -> Iterator[None]:
         write(self)
         written.append(self)
         if len(written) == stages:
-            raise error or KeyboardInterrupt
+            raise KeyboardInterrupt
 
     with patch.object(Journal, "_write", writing):
         yield
