@@ -134,7 +134,7 @@ def read_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, **_LOCAL)
     except Exception as error:  # the tokenizers library raises bare ones
-        raise CompressError(f"{folder} has no tokenizer that can be read, and text needs one") from error
+        raise CompressError(f"{folder} has no tokenizer that can be read: {_first_line(error)}") from error
 
 
 def _read_config(file: Path) -> Any:

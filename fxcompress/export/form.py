@@ -122,7 +122,7 @@ def _target(program: Program, names: dict[str, str]) -> dict[str, tuple[int, ...
     first = {alias: aliases[0] for aliases in program.names.values() for alias in aliases}
     held = {first.get(name, name) for name in persistent}
     state = program.state
-    return {new: tuple(state[old].shape) for new, old in names.items() if old in held}
+    return {new: tuple(state[old].shape) for new, old in names.items() if old in held and old in state}
 
 
 def differences(program: Program) -> Callable[[Form], str]:

@@ -114,12 +114,7 @@ def _copy_what_has_no_ids(source: Path, target: Path) -> None:
 
 def _load(folder: Path) -> Any:
     """The tokenizer as AutoTokenizer gives it, from local files and without code of the checkpoint's."""
-    try:
-        return read_tokenizer(folder)
-    except CompressError:
-        raise
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise CompressError(f"{folder / TOKENIZER} cannot be read: {one_line(error)}") from error
+    return read_tokenizer(folder)
 
 
 def _read_tokenizer_json(file: Path) -> dict[str, Any]:

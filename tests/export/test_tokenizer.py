@@ -304,7 +304,7 @@ def test_a_slow_tokenizer_is_refused(source, folders):
     [
         ({"model": {"type": "Trie", "vocab": {}}}, "a model of the type 'Trie'; known are BPE, Unigram"),
         ({"model": None}, "a model of the type 'none'"),
-        ({"post_processor": {"type": "Rot13"}}, "tokenizer.json cannot be read"),
+        ({"post_processor": {"type": "Rot13"}}, "has no tokenizer that can be read"),
     ],
     ids=["model", "no model", "post-processor"],
 )

@@ -240,7 +240,7 @@ def test_the_reloaded_model_is_smaller_and_holds_weights_alone_without_masks(nam
     assert count < sum(parameter.numel() for parameter in before.parameters())
     (file,) = out.glob("*.safetensors")
     assert file.stat().st_size < (tmp_path / "dense" / "model.safetensors").stat().st_size
-    assert load_file(file).keys() <= model.state_dict().keys()
+    assert sum(tensor.numel() for tensor in load_file(file).values()) == count
 
 
 @pytest.mark.parametrize(
@@ -252,6 +252,7 @@ def test_the_reloaded_model_is_smaller_and_holds_weights_alone_without_masks(nam
 )
 def test_what_no_config_can_say_is_never_loaded_into_other_shapes(name, p, saved):
     small, out = saved(name, p)
-    with pytest.raises((OSError, ValueError)):
-        AutoModelForCausalLM.from_pretrained(out)
+    model, notes = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not any(notes.values()), notes
+    assert sum(t.numel() for t in model.parameters()) == sum(t.numel() for t in small.parameters())
     assert torch.equal(logits(fxcompress.load(out)), logits(small))
