@@ -123,7 +123,10 @@ def test_what_stock_cannot_say_loads_with_transformers(tmp_path, name, what):
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    marked([(name, what) for name in [*models.FAMILIES, "falcon_h1"] for what in UNEVEN | GONE], QUICK_UNEVEN),
+    marked(
+        [(n, w) for n in models.ALL for w in UNEVEN | GONE if n in models.FAMILIES or (n, w) in QUICK_UNEVEN],
+        QUICK_UNEVEN,
+    ),
 )
 def test_layers_of_their_own_sizes_and_layers_without_a_part_load_with_transformers(tmp_path, name, what):
     assert_laws(compressed(name, (UNEVEN | GONE)[what]), tmp_path)
