@@ -6,7 +6,7 @@ gone                            what stood where a module was removed
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,9 +102,3 @@ def _places(path: str, form: Any) -> Any:
     if isinstance(form, tuple) and form and isinstance(form[0], Tensor):
         return tuple("hidden" if i == 0 else None for i in range(len(form)))
     raise CompressError(f"{path} gives {type(form).__name__}, which nothing can stand in for")
-
-
-def originals(names: Iterable[str], paths: Iterable[str]) -> Iterator[str]:
-    """Names of tensors that do not lie under any of the paths."""
-    under = tuple(path + "." for path in paths)
-    return (name for name in names if not name.startswith(under))
