@@ -170,8 +170,13 @@ def _program(model: nn.Module, exported: torch.export.ExportedProgram, inputs: t
     used = {node.target for node in graph.states(module.graph)}
     unused = {name: tensor for name, tensor in tensors.items() if name not in used}
     config, generation = getattr(model, "config", None), getattr(model, "generation_config", None)
-    origin = Origin(type(model), config if isinstance(model, PreTrainedModel) else None, generation)
+    origin = Origin(type(model), config if isinstance(model, PreTrainedModel) else None, generation, _hooked(model))
     return Program(module, inputs, exported.call_spec.out_spec, origin, names, unused)
+
+
+def _hooked(model: nn.Module) -> tuple[str, ...]:
+    """Modules with hooks of the caller's, which the graph follows and no config says."""
+    return tuple(name for name, part in model.named_modules() if part._forward_hooks or part._forward_pre_hooks)
 
 
 def _strip_stack(node: fx.Node) -> None:

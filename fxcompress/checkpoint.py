@@ -63,10 +63,8 @@ class Checkpoint:
     def stored(self) -> Stored:
         """The weights, to be read one by one. Raises CompressError where transformers would make some of them up."""
         self.require_weights()
-        return self._stored()
-
-    def _stored(self) -> Stored:
         stored = Stored(self.on_meta(), Files(self.files))
+        self._refuse_surplus(stored)
         self._refuse_made_up(stored)
         return stored
 
@@ -81,14 +79,25 @@ class Checkpoint:
 
     def check_weights(self) -> None:
         """Raise CompressError where the weights are not those that the config says, as far as their headers tell."""
-        self.require_weights()
-        self._stored()
+        self.stored()
+
+    def left_out(self) -> str:
+        """What the files hold and the model has no use for, as a sentence; empty if nothing."""
+        names = self.stored().unexpected
+        return f"{_count(names)} in the files and not in the model, and left out: {_some(names)}" if names else ""
 
     def _build(self, dtype: torch.dtype) -> Any:
         try:
             return AutoModelForCausalLM.from_config(copy.deepcopy(self.config), dtype=dtype).eval()
         except Exception as error:  # what a class says to sizes that do not fit may be any exception
             raise CompressError(f"no model can be built from {self.path}: {_first_line(error)}") from error
+
+    def _refuse_surplus(self, stored: Stored) -> None:
+        if stored.surplus:
+            raise CompressError(
+                f"{self.folder}: {_count(stored.surplus)} of layers that the config does not count:"
+                f" {_some(stored.surplus)}; correct its number of layers, or take them out of the files"
+            )
 
     def _refuse_made_up(self, stored: Stored) -> None:
         shapes = {name: tuple(tensor.shape) for name, tensor in stored.model.state_dict().items()}

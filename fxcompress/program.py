@@ -30,6 +30,7 @@ class Origin:
     model_class: type
     config: Any = None  # the transformers config as captured, or None for a plain module
     generation_config: Any = None
+    hooked: tuple[str, ...] = ()  # modules with forward hooks, which the graph follows and no config says
 
 
 @dataclass

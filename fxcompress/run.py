@@ -72,6 +72,7 @@ class Planned:
     result: CompressedModel
     batches: list | None
     choice: Choice
+    left_out: str = ""  # of the files, which hold more than the model
 
 
 def compress(
@@ -115,7 +116,7 @@ def plan(request: Request, progress: Progress = silent) -> Planned:
             choice = replace(choice, why=f"{choice.why}. {_nearest(request, original)}".removesuffix(". "))
     if choice.why and request.target == "transformers":
         raise NotExpressible(choice.why)
-    return Planned(original, result, batches, choice)
+    return Planned(original, result, batches, choice, "" if request.random else request.source.left_out())
 
 
 def _nearest(request: Request, original: Opened) -> str:
@@ -144,6 +145,7 @@ def carry_out(request: Request, planned: Planned, out: str | Path, progress: Pro
         small = compress_opened(opened, request.recipe.steps, planned.batches, request.verify, progress, journal)
         earlier = opened.report.notes.get("runs", [])
         small.report.notes |= {"runs": [*earlier, _run(request, hashes, len(opened.steps))]}
+        small.report.notes |= {"left out": planned.left_out} if planned.left_out else {}
         tokenizer = find_tokenizer(small.program, request.source.folder)
         limit = read_size(request.max_shard_size)
         with progress(f"saving {out}"):

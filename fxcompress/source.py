@@ -62,6 +62,10 @@ class Source:
         if self.checkpoint is not None:
             self.checkpoint.check_weights()
 
+    def left_out(self) -> str:
+        """What of the files no result of it will hold, empty if nothing."""
+        return "" if self.checkpoint is None else self.checkpoint.left_out()
+
     def on_meta(self) -> Opened:
         """Graph and sizes, without values."""
         with self.progress(f"capture of {self.path.name}"):

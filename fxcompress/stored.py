@@ -7,6 +7,7 @@ conversions for that, which is planned here on ``meta`` and carried out for one 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,10 @@ _DTYPES = {
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
     **{"BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
 }
+
+
+_COMPUTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")  # older files hold what classes compute by now
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 class Files:
@@ -80,7 +85,7 @@ class Stored:
     def __init__(self, model: Any, files: Files) -> None:
         self.model, self.files = model, files
         self.dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-        self.unexpected: list[str] = []
+        self._unknown: list[str] = []
         self._sources = self._plan()
         self._tied = model.all_tied_weights_keys  # a name that is not stored -> the name of the same tensor that is
 
@@ -98,6 +103,18 @@ class Stored:
         stored = name if name in self._sources else self._tied[name]
         return self._converted(stored, self.files.on_meta)
 
+    @property
+    def unexpected(self) -> list[str]:
+        """Names in the files that the model has no use for, but for those that its class says it passes over."""
+        passed_over = "|".join([*(self.model._keys_to_ignore_on_load_unexpected or ()), *_COMPUTED])
+        return [name for name in self._unknown if not re.search(passed_over, name)]
+
+    @property
+    def surplus(self) -> list[str]:
+        """Those of them that are like tensors of the model but for a number: layers that the config does not count."""
+        known = {_NUMBER.sub("#", name) for name in [*self.dtypes, *self.files.names()] if name not in self._unknown}
+        return [name for name in self.unexpected if _NUMBER.sub("#", name) in known]
+
     def _plan(self) -> dict[str, _Source]:
         """For every tensor of the model where it comes from, as loading with transformers would have it."""
         mapping = get_model_conversion_mapping(self.model)
@@ -110,14 +127,14 @@ class Stored:
             if target in self.dtypes or pattern is not None:
                 collected.setdefault(target, []).append((pattern or "", name))
             else:
-                self.unexpected.append(name)
+                self._unknown.append(name)
         sources: dict[str, _Source] = {}
         for target, names in collected.items():
             converter = by_pattern.get(names[0][0])
             source = _Source(target, tuple(names), converter)
             made = [target] if converter is None else list(self._run(source, self.files.on_meta))
             sources |= {name: source for name in made if name in self.dtypes}
-            self.unexpected += [] if set(made) & self.dtypes.keys() else [name for _, name in names]
+            self._unknown += [] if set(made) & self.dtypes.keys() else [name for _, name in names]
         self.model._weight_conversions = [m for m in mapping if m.was_used()]  # which saving reverts
         return sources
 

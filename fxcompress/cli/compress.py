@@ -61,6 +61,8 @@ def compress(
     if planned.choice.why:
         steps.console.print("[yellow]stock transformers will not load the result:[/]", highlight=False)
         steps.console.print(planned.choice.why, markup=False, highlight=False)
+    if planned.left_out:
+        steps.console.print(planned.left_out, markup=False, highlight=False, style="yellow")
     small = carry_out(request, planned, _required(out), steps)
     try:
         _show(small, _required(out))

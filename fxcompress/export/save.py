@@ -163,6 +163,12 @@ class Result:
             ours = program.run(*program.bind(**inputs))
             theirs = _replay(folder, inputs) if self.choice.form is None else _run_again(folder, inputs)
         error = verify.difference(*verify.at_tokens(ours, theirs, inputs.get("attention_mask")))
+        hooked = self.program.origin.hooked
+        if error > verify.tolerance(program) and hooked:
+            raise CompressError(
+                f"{hooked[0]} was captured with forward hooks, which change what it gives and which no file can hold:"
+                f" saved without them the result differs by {error:.2g}; remove them before compressing"
+            )
         if error > verify.tolerance(program):
             raise ProofError(f"what was saved differs from what was in memory: relative error {error:.2g}")
         return error

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.mishaps.place import Mishap, Place
+from tests.mishaps.place import RESULT, Mishap, Place
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PARTS = ("a.safetensors", "b.safetensors")
@@ -115,6 +115,7 @@ def huge_header(place: Place) -> None:
 
 
 UP = "model.layers.0.mlp.up_proj.weight"
+DEEP = "model.layers.11.mlp.up_proj.weight"
 NORM = "model.norm.weight"
 case = partial(Mishap, "files")
 
@@ -155,6 +156,18 @@ MISHAPS = (
     case("a folder where weights should be", "has no weights, neither model.safetensors nor", folder_instead),
     case("a pipe where the config should be", "holds no config.json", pipe_instead),
     case("a tensor missing", f"1 tensor is missing from the weights: {NORM}", with_tensors(lambda t: t.pop(NORM))),
+    case(
+        "layers that the config does not count",
+        "2 tensors are of layers that the config does not count: model.layers.7.mlp.up_proj.weight",
+        with_tensors(lambda t: t.update({UP.replace("0", "7"): t[UP].clone(), DEEP: t[UP].clone()})),
+    ),
+    case(
+        "a tensor that no class of the model knows",
+        "1 tensor is in the files and not in the model, and left out: value_head.weight",
+        with_tensors(lambda t: t.update({"value_head.weight": t[UP].clone()})),
+        ends="0",
+        left=RESULT,
+    ),
     case(
         "a tensor of another shape",
         f"{NORM} is (24,), not (48,)",

@@ -114,8 +114,11 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
 
 
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module where another stands, everywhere it stands."""
+    """Put a module where another stands, everywhere it stands, with the buffers that the model gave that one."""
     new.train(old.training)
+    for name, buffer in old._buffers.items():
+        if name not in new._buffers and not isinstance(new, AbsentModule):
+            new.register_buffer(name, buffer, persistent=False)
     for owner, name in list(_places(model, old)):
         owner._modules[name] = new
 
