@@ -12,8 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import fxcompress
 from fxcompress import Program
 from fxcompress.axes import AxisMap, Group
-from fxcompress.observe import MeanSquares, batches_of, consumers
+from fxcompress.batches import batches_of
+from fxcompress.gather import gather
 from fxcompress.passes import PruneFFN
+from fxcompress.sites import consumers
+from fxcompress.statistics import Watch
+from fxcompress.sums import aggregated
 
 RATIO = 0.5
 SAMPLES, LENGTH = 8, 32
@@ -30,11 +34,12 @@ def wanda(program: Program, ids: Tensor) -> dict[str, Tensor]:
     """Norm of the column times norm of the activation, for every FFN, from one sweep over the calibration data."""
     axes = program.get(AxisMap)
     neurons = [group for group in axes.groups if "ffn_neuron" in group.roles]
-    watched = {group.key: consumers(axes, group) for group in neurons}
-    observer = MeanSquares(program, [place for places in watched.values() for place in places])
-    observer.sweep(batches_of(ids))
-    squares = observer.result()
-    activations = {key: squares[node.name, dim].sqrt() for key, ((node, dim),) in watched.items()}
+    watched = {}
+    for group in neurons:
+        ((node, dim),) = consumers(axes, group)
+        watched[group.key] = Watch("tokens", (node.name,), dim)
+    statistics = gather(program, watched.values(), batches_of(ids))
+    activations = {key: aggregated(statistics[watch], "l2") for key, watch in watched.items()}
     return {group.key: down_norms(program, group) * activations[group.key] for group in neurons}
 
 

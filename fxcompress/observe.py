@@ -1,117 +1,109 @@
 """Statistics of activations, gathered at nodes while the graph runs over batches: one sweep for all who asked.
 
-The statistic is the mean square of every index of a dim, over all tokens that are not padding: a small observer that
-needs memory for one vector a dim, whatever the number of batches.
+An observer needs memory for one vector a dim, whatever the number of batches. A model whose weights are in files runs
+piece by piece (``fxcompress.segments``), each weight read once for all batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxcompress.axes import AxisMap, Group
-from fxcompress.axis import leaves
-from fxcompress.bounded import quoted
+from fxcompress import graph, sums
+from fxcompress.axes import AxisMap
+from fxcompress.batches import Batch
 from fxcompress.errors import CompressError
+from fxcompress.layout import Tokens
 from fxcompress.program import Program
 from fxcompress.segments import Kept, Segment, segments
+from fxcompress.statistics import Statistics, Watch
 from fxcompress.streamed import Run
+from fxcompress.sums import Sums
 
-Batch = Mapping[str, Tensor]
 
+class Observer(Run):
+    """Run batches and add up what is watched. Raises CompressError, naming the node, where activations are NaN."""
 
-class MeanSquares(Run):
-    """Run batches and keep, for each watched (node, dim), the mean square along that dim."""
-
-    def __init__(self, program: Program, watched: Iterable[tuple[fx.Node, int]]) -> None:
+    def __init__(self, program: Program, watches: Iterable[Watch]) -> None:
         super().__init__(program.module, program.readers)
-        self.program = program
-        self.sums: dict[tuple[fx.Node, int], Tensor | float] = dict.fromkeys(watched, 0.0)
-        self.counts: dict[tuple[fx.Node, int], float] = dict.fromkeys(self.sums, 0.0)
-        self._dims: dict[fx.Node, list[int]] = {}
-        for node, dim in self.sums:
-            self._dims.setdefault(node, []).append(dim)
+        self.program, self.sums = program, dict[Watch, Sums]()
+        self.tokens = Tokens.of(program.get(AxisMap))
+        self._nodes = {node.name: node for node in self.module.graph.nodes}
+        self._place = {name: i for i, name in enumerate(self._nodes)}
+        self._at: dict[fx.Node, list[Watch]] = {}  # what is complete with this node
+        for watch in dict.fromkeys(watches):
+            last = max(watch.nodes, key=lambda name: self._place[name])
+            self._at.setdefault(self._nodes[last], []).append(watch)
+        self._needed = {self._nodes[name] for at in self._at.values() for watch in at for name in watch.nodes}
+        self._seen: dict[fx.Node, Any] = {}
         whole = Segment(tuple(self.module.graph.nodes)[:-1], ())
         self.parts = segments(program) if self.readers else [whole]
 
     @torch.no_grad()
-    def sweep(self, batches: Sequence[Batch], progress: Callable[[], None] = lambda: None) -> None:
+    def sweep(self, batches: Sequence[Batch], progress: Callable[[], None] = lambda: None) -> Statistics:
         """Run all batches; ``progress`` is called for each part and batch. Weights in files are read once for all."""
         with Kept() as kept:
             for i, batch in enumerate(batches):
                 kept.put(i, dict(zip(self.program.inputs, self.program.bind(**batch), strict=True)))
-            for part in self.parts:
+            for j, part in enumerate(self.parts):
                 self.hold(part.weights)
-                for i in range(len(batches)):
-                    self._mask = self._masks(batches[i])
-                    values = self._run_part(part, kept.take(i))
-                    kept.put(i, values)
+                for i, batch in enumerate(batches):
+                    self._mask = mask_of(batch)
+                    kept.put(i, self._run_part(part, kept.take(i), last=j + 1 == len(self.parts)))
                     progress()
         self.hold(())
+        return Statistics(self.sums)
 
-    def _masks(self, batch: Batch) -> Tensor | None:
-        mask = batch.get("attention_mask")
-        return None if mask is None else mask.bool()
-
-    def _run_part(self, part: Segment, values: dict[str, Any]) -> dict[str, Any]:
+    def _run_part(self, part: Segment, values: dict[str, Any], last: bool) -> dict[str, Any]:
         """Values by node name, before and after a part of the graph."""
-        named = {node.name: node for node in self.module.graph.nodes if node.name in values}
-        env = self.run_part(part.nodes, {named[name]: value for name, value in values.items()})
-        return {node.name: env[node] for node in part.alive}
+        named = {self._nodes[name]: value for name, value in values.items()}
+        self._seen = {node: value for node, value in named.items() if node in self._needed}
+        for node in [n for n in self._seen if n in self._at and n.op == "placeholder"]:
+            self._add(node)
+        env = self.run_part(part.nodes, named)
+        alive = {node.name: env[node] for node in part.alive}
+        return alive if last else alive | {node.name: value for node, value in self._seen.items()}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        for dim in self._dims.get(n, ()):
-            self._add(n, dim, value)
+        if n in self._needed:
+            self._seen[n] = value
+            self._add(n)
         return value
 
-    def _add(self, node: fx.Node, dim: int, value: Tensor) -> None:
-        squares = value.detach().double() if value.dtype == torch.float64 else value.detach().float()
-        squares = squares.movedim(dim, -1).square()
-        if self._mask is not None and squares.shape[:2] == self._mask.shape:
-            squares = squares[self._mask]
-        flat = squares.flatten(0, -2)
-        self.sums[node, dim] = self.sums[node, dim] + flat.sum(0, dtype=torch.float64)
-        self.counts[node, dim] += flat.shape[0]
+    def _add(self, node: fx.Node) -> None:
+        """Add up what is complete with a node, and let go of values that nothing waits for."""
+        for watch in self._at.get(node, ()):
+            self.sums[watch] = sums.add(self.sums.get(watch), self._sums_of(watch))
+        here = self._place[node.name]
+        waiting = {name for n, at in self._at.items() if self._place[n.name] > here for w in at for name in w.nodes}
+        self._seen = {n: value for n, value in self._seen.items() if n.name in waiting}
 
-    def result(self) -> dict[tuple[str, int], Tensor]:
-        """Mean squares by (node name, dim)."""
-        return {(n.name, d): torch.as_tensor(self.sums[n, d] / max(self.counts[n, d], 1)) for n, d in self.sums}
-
-
-def consumers(axes: AxisMap, group: Group) -> list[tuple[fx.Node, int]]:
-    """The activations that projections and scans contract over a group's axis and those outside it: (operand, dim)."""
-    found: dict[tuple[fx.Node, int], None] = {}
-    for reductions in axes.reductions.values():
-        for r in reductions:
-            here = set(leaves(axes.dims[r.operand][r.dim]))
-            if r.neutral == 0.0 and r.operand.op != "get_attr" and {group.axis, *axes.outer[group.axis]} <= here:
-                found[r.operand, r.dim] = None
-    return list(found)
+    def _sums_of(self, watch: Watch) -> Sums:
+        values, mask = [], None
+        for name in watch.nodes:
+            node = self._nodes[name]
+            value, mask = self.tokens.split(node, watch.dim, self._seen[node].detach(), self._mask)
+            values.append(value if watch.block == 1 else value.unflatten(-1, (-1, watch.block)).norm(dim=-1))
+        assert mask is not None
+        found = sums.KINDS[watch.kind](values, mask, watch.size)
+        if any(value.isnan().any() for value in found.values()):
+            raise CompressError(f"the activations hold NaN at {said(self._nodes[watch.nodes[-1]])}")
+        return found
 
 
-def batches_of(calibration: Any, batch_size: int = 4) -> list[Batch]:
-    """Calibration data as batches: an iterable of dicts or id tensors, or one tensor of ids (samples, length)."""
-    if isinstance(calibration, Tensor):
-        if calibration.dim() != 2:
-            raise CompressError(f"calibration ids have shape {tuple(calibration.shape)}, not (samples, length)")
-        return [{"input_ids": ids} for ids in calibration.split(batch_size)]
-    if isinstance(calibration, str | Mapping) or not isinstance(calibration, Iterable):
-        raise CompressError(f"calibration is a list of batches, not {quoted(calibration)}")
-    batches = [_batch(entry) for entry in calibration]
-    if not batches:
-        raise CompressError("the calibration data has no batch")
-    return batches
+def said(node: fx.Node) -> str:
+    """A node as a user finds it."""
+    where = graph.module_path(node)
+    return f"{node.name} of {where}" if where else node.name
 
 
-def _batch(entry: Any) -> Batch:
-    batch = {"input_ids": entry} if isinstance(entry, Tensor) else entry
-    if not isinstance(batch, Mapping) or not all(isinstance(value, Tensor | None) for value in batch.values()):
-        raise CompressError(f"a batch is token ids (batch, length), or a dict of tensors, not {quoted(entry)}")
+def mask_of(batch: Batch) -> Tensor | None:
+    """Which tokens of a batch are no padding; None for batches that are not of tokens."""
+    if batch.get("attention_mask") is not None:
+        return batch["attention_mask"].bool()
     ids = batch.get("input_ids")
-    if ids is not None and (ids.is_floating_point() or ids.dim() != 2):
-        raise CompressError(f"token ids are {ids.dtype} {tuple(ids.shape)}, not whole numbers (batch, length)")
-    return {name: value for name, value in batch.items() if value is not None}
+    return None if ids is None else torch.ones_like(ids, dtype=torch.bool)

@@ -12,20 +12,22 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import fx
 
-from fxcompress import observe, verify
+from fxcompress import verify
 from fxcompress.axes import AxisMap
+from fxcompress.batches import batches_of
 from fxcompress.border import Border
-from fxcompress.bounded import one_line, quoted
+from fxcompress.bounded import quoted
 from fxcompress.cost import Cost, Figures
 from fxcompress.errors import CompressError
+from fxcompress.gather import gather
 from fxcompress.journal import Journal
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.progress import Progress, silent
 from fxcompress.rewrite import keep_by_axis, rewrite
-from fxcompress.score import Statistics
+from fxcompress.score import Criterion
+from fxcompress.statistics import Statistics, Watch
 
 Kind = Literal["structure", "weights", "runtime"]
 _ORDER: tuple[Kind, ...] = ("structure", "weights", "runtime")
@@ -90,9 +92,14 @@ class Pass(ABC):
         """Raise CompressError for what cannot be done, as far as it can be said before any calibration."""
         return None
 
-    def watches(self, program: Program) -> list[tuple[fx.Node, int]]:
-        """The activations whose mean squares ``decide`` needs, as (node, dim)."""
+    def watches(self, program: Program) -> list[Watch]:
+        """What ``decide`` needs to be observed on calibration batches."""
         return []
+
+    @property
+    def observes(self) -> bool:
+        """Does it need calibration?"""
+        return False
 
     @property
     def name(self) -> str:
@@ -113,6 +120,7 @@ class Pipeline:
     progress: Progress = silent
     journal: Journal | None = None
     records: list[Record] = field(default_factory=list)
+    statistics: Statistics = field(default_factory=Statistics)
     _borders: list[tuple[Border, str]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
@@ -121,15 +129,24 @@ class Pipeline:
                 raise CompressError(f"{later.name} ({later.kind}) after {earlier.name} ({earlier.kind}) would undo it")
 
     def run(self, program: Program, calibration: Any = None) -> Program:
-        batches = None if calibration is None else observe.batches_of(calibration)
-        for i, p in enumerate(self.passes):
-            before, program = program, self._run_pass(f"pass {i} {p.name}", p, program, batches)
-            axes, keep = before.get(AxisMap), self.records[-1].step.keep
-            self._borders.append((Border(axes, keep_by_axis(axes, keep)), p.name))
+        batches = None if calibration is None else batches_of(calibration)
+        names = [f"pass {i} {p.name}" for i, p in enumerate(self.passes)]
+        ahead = [p for p, what in zip(self.passes, names, strict=True) if not self._is_done(what)]
+        self._observe(ahead, program, batches)
+        for p, what in zip(self.passes, names, strict=True):
+            before, program = program, self._run_pass(what, p, program, batches)
+            axes = before.get(AxisMap)
+            keep = keep_by_axis(axes, self.records[-1].step.keep)
+            self.statistics = self.statistics.cut(axes, keep)
+            self._borders.append((Border(axes, keep), p.name))
         return program
 
+    def _is_done(self, what: str) -> bool:
+        return self.journal is not None and what in self.journal
+
     def _run_pass(self, what: str, p: Pass, program: Program, batches: list | None) -> Program:
-        if self.journal is not None and what in self.journal:
+        if self._is_done(what):
+            assert self.journal is not None
             record = Record.from_json(self.journal.stage(what, dict))
             after = self._rewritten(p, program, record.step)
         else:
@@ -141,9 +158,9 @@ class Pipeline:
 
     def _decided(self, p: Pass, program: Program, batches: list | None) -> tuple[Record, Program]:
         p.check(program)
-        statistics = self._observe(p, program, batches)
+        self._observe([p], program, batches)
         with self.progress(f"{p.name}: scores"):
-            step, rows = p.decide(program, statistics)
+            step, rows = p.decide(program, self.statistics)
         after = self._rewritten(p, program, step)
         laws: list[verify.Law] = []
         if self.verify and not step.is_empty:
@@ -159,23 +176,20 @@ class Pipeline:
             rewrite(after, step)
         return after
 
-    def _observe(self, p: Pass, program: Program, batches: list | None) -> Statistics:
-        watched = p.watches(program)
-        if not watched or program.is_meta:
-            return {}
+    def _observe(self, passes: Sequence[Pass], program: Program, batches: list | None) -> None:
+        """Gather what these passes need and is not there: once for all of them, on the program as it is given."""
+        if program.is_meta:
+            return
+        wanted = [(p, self.statistics.missing(p.watches(program))) for p in passes]
+        asking = [p for p, watches in wanted if watches]
+        if not asking:
+            return
         if batches is None:
-            raise CompressError(f"{p.name} scores by activations: pass calibration=, batches of token ids")
+            raise CompressError(f"{asking[0].name} scores by activations: pass calibration=, batches of token ids")
         for border, name in self._borders:  # the batches have the token ids of the original
             batches = [border.batch(batch, name) for batch in batches]
-        observer = observe.MeanSquares(program, watched)
-        with self.progress(f"{p.name}: calibration", len(batches) * len(observer.parts)) as advance:
-            try:
-                observer.sweep(batches, advance)
-            except IndexError as error:
-                raise CompressError(f"{p.name}: the calibration has token ids without an embedding") from error
-            except TypeError as error:  # inputs of other names
-                raise CompressError(f"{p.name}: the calibration does not fit the model: {one_line(error)}") from error
-        return observer.result()
+        missing = [watch for _, watches in wanted for watch in watches]
+        self.statistics = self.statistics | gather(program, list(dict.fromkeys(missing)), batches, self.progress)
 
 
 def listed(passes: Any) -> tuple[Pass, ...]:
@@ -205,6 +219,8 @@ def _plain(value: Any) -> Any:
     """An option as JSON can hold it; the caller's own scores are named by what they are."""
     if isinstance(value, str | int | float | bool | None):
         return value
+    if isinstance(value, Criterion):
+        return str(value)
     if isinstance(value, Iterable) and not isinstance(value, dict):
         return [_plain(item) for item in value]
     return f"<{getattr(value, '__name__', type(value).__name__)}>"

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fxcompress import observe
+from fxcompress.batches import batches_of
 from fxcompress.calibration import read_calibration, require_known
 from fxcompress.compressed import CompressedModel, compress_opened
 from fxcompress.errors import CompressError
@@ -59,7 +59,7 @@ class Request:
         read_size(self.max_shard_size)
         if not self.random:
             self.source.check_weights()
-        blind = [p.name for p in self.recipe.steps if getattr(p, "score", None) == "activation"]
+        blind = [p.name for p in self.recipe.steps if p.observes]
         if blind and self.recipe.calibration is None and self.batches is None:
             raise CompressError(f"{blind[0]} scores by activations and needs text to run on: --calibration FILE")
 
@@ -156,8 +156,8 @@ def carry_out(request: Request, planned: Planned, out: str | Path, progress: Pro
 def _batches(request: Request, progress: Progress) -> list | None:
     if request.recipe.calibration is not None:
         with progress("tokens of the calibration text"):
-            return observe.batches_of(read_calibration(request.recipe.calibration, request.source.folder))
-    return None if request.batches is None else observe.batches_of(request.batches)
+            return batches_of(read_calibration(request.recipe.calibration, request.source.folder))
+    return None if request.batches is None else batches_of(request.batches)
 
 
 def _hashes(request: Request, progress: Progress) -> dict[str, str]:

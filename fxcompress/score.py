@@ -1,13 +1,15 @@
 """Which indices of a group matter: one number for each, high is kept.
 
-``magnitude``: L2 norm of the weights over all slots. ``activation``: mean square of what projections consume.
-``random``: a baseline. Or the caller's own: a callable ``(program, group) -> tensor``, or tensors by group key.
+A criterion by name, with options where it has any: ``magnitude``, ``random``, ``activation(sequence=mean, batch=l2)``
+(``fxcompress.criteria``). Or the caller's own: a callable ``(program, group) -> tensor``, or tensors by group key.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,29 +19,57 @@ from fxcompress.axis import Dims, leaves
 from fxcompress.bounded import quoted
 from fxcompress.errors import CompressError
 from fxcompress.keep import coordinates
-from fxcompress.observe import consumers
 from fxcompress.program import Program
+from fxcompress.statistics import Statistics, Watch
 
-Score: TypeAlias = "str | Callable[[Program, Group], Tensor] | Mapping[str, Tensor]"
-Statistics: TypeAlias = "Mapping[tuple[str, int], Tensor]"  # mean squares by (node name, dim)
-
-NAMES = ("magnitude", "activation", "random")
+Score: TypeAlias = "str | Criterion | Callable[[Program, Group], Tensor] | Mapping[str, Tensor]"
 
 
-def scores(score: Score, program: Program, group: Group, statistics: Statistics, seed: int = 0) -> Tensor:
-    """The scores of a group, of shape ``group.sizes``."""
-    if isinstance(score, Mapping):
-        if group.key not in score:
+@dataclass(frozen=True, kw_only=True)
+class Criterion(ABC):
+    """Scores of groups; the fields are its options."""
+
+    name: ClassVar[str]
+    comparable: ClassVar[bool] = False  # are scores of different groups of one scale?
+
+    @abstractmethod
+    def score(self, program: Program, group: Group, statistics: Statistics, seed: int = 0) -> Tensor:
+        """The scores of a group, of shape ``group.sizes``."""
+
+    def watches(self, axes: AxisMap, group: Group) -> list[Watch]:
+        """What has to be observed on calibration batches. Raises CompressError where nothing can be."""
+        return []
+
+    @property
+    def observes(self) -> bool:
+        """Does it need calibration?"""
+        return type(self).watches is not Criterion.watches
+
+    def __str__(self) -> str:
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        options = ", ".join(f"{name}={value}" for name, value in given.items())
+        return f"{self.name}({options})" if options else self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Criterion):
+    """Scores of the caller's own, compared as they are."""
+
+    name: ClassVar[str] = "own"
+    comparable: ClassVar[bool] = True
+    given: Any
+
+    def score(self, program: Program, group: Group, statistics: Statistics, seed: int = 0) -> Tensor:
+        if not isinstance(self.given, Mapping):
+            return self.given(program, group)
+        if group.key not in self.given:
             raise CompressError(f"score= has no tensor for the group {group.key}")
-        values = score[group.key]
-    elif callable(score):
-        values = score(program, group)
-    elif score == "magnitude":
-        values = magnitude(program, group)
-    elif score == "activation":
-        values = activation(program, group, statistics)
-    else:
-        values = torch.rand(group.sizes, generator=torch.Generator().manual_seed(seed))
+        return self.given[group.key]
+
+
+def scores(criterion: Criterion, program: Program, group: Group, statistics: Statistics, seed: int = 0) -> Tensor:
+    """The scores of a group, checked to be finite and of shape ``group.sizes``."""
+    values = criterion.score(program, group, statistics, seed)
     if not isinstance(values, Tensor):
         raise CompressError(f"{group.key}: the scores are {quoted(values)}, not a tensor of shape {group.sizes}")
     if tuple(values.shape) != group.sizes:
@@ -47,44 +77,6 @@ def scores(score: Score, program: Program, group: Group, statistics: Statistics,
     if not torch.isfinite(values).all():
         raise CompressError(f"{group.key}: the scores are not finite")
     return values
-
-
-def magnitude(program: Program, group: Group) -> Tensor:
-    """L2 norm of each index over all slots of the group."""
-    axes = program.get(AxisMap)
-    total = torch.zeros(group.sizes, dtype=torch.float64)
-    along = {group.axis, *axes.outer[group.axis]}
-    for name in dict.fromkeys(slot.name for slot in group.slots):
-        dims = axes.state[name]
-        kept = [i for i, dim in enumerate(dims) if along & set(leaves(dim))]
-        total += by_index(_sums_of_squares(program.read(name), kept), dims, axes, group)
-    return total.sqrt()
-
-
-_PIECE = 1 << 24  # elements that are widened at a time: a large embedding in float64 would be eight times itself
-
-
-def _sums_of_squares(tensor: Tensor, kept: list[int]) -> Tensor:
-    """Sums over all dims but ``kept``, which have size 1 then, in float64."""
-    others = [i for i in range(tensor.dim()) if i not in kept]
-    rows = max(1, _PIECE * len(tensor) // max(tensor.numel(), 1)) if tensor.dim() else 1
-    pieces = tensor.split(rows) if tensor.dim() else [tensor]
-    sums = [squares.sum(others, keepdim=True) if others else squares for squares in map(_squares, pieces)]
-    return torch.cat(sums) if 0 in kept else torch.stack(sums).sum(0)
-
-
-def _squares(tensor: Tensor) -> Tensor:
-    return tensor.double().square().cpu()
-
-
-def activation(program: Program, group: Group, statistics: Statistics) -> Tensor:
-    """Mean square of each index over the activations that are contracted over the axis."""
-    axes = program.get(AxisMap)
-    total = torch.zeros(group.sizes, dtype=torch.float64)
-    for node, dim in consumers(axes, group):
-        values = statistics[node.name, dim].double().cpu()
-        total += by_index(values, (axes.dims[node][dim],), axes, group)
-    return total
 
 
 def by_index(values: Tensor, dims: Dims, axes: AxisMap, group: Group) -> Tensor:

@@ -12,18 +12,19 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from fxcompress.allocate import by_threshold, fewest_kept
 from fxcompress.amount import Amount
 from fxcompress.axes import AxisMap, Group
 from fxcompress.axis import leaves
 from fxcompress.errors import CompressError
-from fxcompress.observe import consumers
 from fxcompress.pipeline import Pass, Row
 from fxcompress.plan import MOST_INDICES, Step
 from fxcompress.program import Program
-from fxcompress.score import NAMES, Score, Statistics, best, scores
+from fxcompress.read_score import criterion
+from fxcompress.score import Criterion, Score, best, scores
+from fxcompress.statistics import Statistics, Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,9 @@ class PruneAxes(Pass):
     scope: "layer" cuts every group by the same amount; "global" removes the lowest-scoring indices of all groups
     together, so that layers end up with sizes of their own. The names of scores compare each index with the mean of
     its group there; scores of your own are compared as they are.
-    score: "magnitude", "activation" (needs calibration), "random", a callable (program, group) -> tensor of shape
-    ``group.sizes``, or tensors by group key; high is kept. seed: of the random score.
+    score: "magnitude", "random", or with calibration "activation", "fluctuation", "taylor" and "routing", with options
+    as in "activation(sequence=mean, batch=l2, at=output)" (``fxcompress.criteria``); a callable (program, group) ->
+    tensor of shape ``group.sizes``, or tensors by group key; high is kept. seed: of the random score.
     """
 
     role: str | None = None
@@ -56,12 +58,19 @@ class PruneAxes(Pass):
             raise CompressError(f"scope={self.scope!r} is unknown; there are layer and global")
         if self.scope == "global" and self.size is not None:
             raise CompressError("scope='global' gives each layer a size of its own: say how much by ratio=")
-        if isinstance(self.score, str) and self.score not in NAMES:
-            raise CompressError(f"score={self.score!r} is unknown; there are {', '.join(NAMES)}, or pass a callable")
+        self.criterion  # noqa: B018
 
     @property
     def amount(self) -> Amount:
         return Amount(self.ratio, self.size, self.round_to)
+
+    @property
+    def criterion(self) -> Criterion:
+        return criterion(self.score)
+
+    @property
+    def observes(self) -> bool:
+        return self.criterion.observes
 
     def candidates(self, axes: AxisMap) -> list[Group]:
         """All groups that the pass is about, also those that are pinned or in other layers."""
@@ -81,17 +90,13 @@ class PruneAxes(Pass):
                 raise CompressError(f"{group.key} has {group.total:,} indices; a plan can have {MOST_INDICES:,}")
         return free
 
-    def watches(self, program: Program) -> list[tuple[fx.Node, int]]:
-        if self.score != "activation":
-            return []
+    def watches(self, program: Program) -> list[Watch]:
         axes = program.get(AxisMap)
-        return [place for group in self.selected(program) for place in consumers(axes, group)]
+        return [watch for group in self.selected(program) for watch in self.criterion.watches(axes, group)]
 
     def check(self, program: Program) -> None:
         groups = self.selected(program)
-        blind = [g for g in groups if self.score == "activation" and not consumers(program.get(AxisMap), g)]
-        if blind:
-            raise CompressError(f"{blind[0].key}: no activation is contracted over this axis; score it by 'magnitude'")
+        self.watches(program)
         if self.scope == "layer":
             self._check_needs(program.get(AxisMap), {g: self.amount.kept(g.sizes, g.key) for g in groups})
 
@@ -111,15 +116,14 @@ class PruneAxes(Pass):
     def _scores(self, program: Program, groups: list[Group], statistics: Statistics) -> dict[Group, Tensor]:
         if program.is_meta:  # a dry run: the first indices stand for any choice of the same size
             return {g: -torch.arange(g.size).float().expand(g.sizes) for g in groups}
-        return {g: scores(self.score, program, g, statistics, self.seed + i) for i, g in enumerate(groups)}
+        return {g: scores(self.criterion, program, g, statistics, self.seed + i) for i, g in enumerate(groups)}
 
     def _counts(self, axes: AxisMap, values: dict[Group, Tensor]) -> dict[Group, int]:
         """The count kept in every row of each group."""
         if self.scope == "layer":
             return {g: self.amount.kept(g.sizes, g.key) for g in values}
         assert self.ratio is not None
-        raw = not isinstance(self.score, str) or self.score == "random"
-        counts = by_threshold(axes, values, self.ratio, self.round_to, comparable=raw)
+        counts = by_threshold(axes, values, self.ratio, self.round_to, self.criterion.comparable)
         self._check_total(counts)
         return counts
 

@@ -21,7 +21,7 @@ from fxcompress.errors import CompressError
 from fxcompress.pipeline import Pass, Row
 from fxcompress.plan import Step
 from fxcompress.program import Program
-from fxcompress.score import Statistics
+from fxcompress.statistics import Statistics
 from fxcompress.token_fields import present_config, present_generation_config, renumber_config, special_ids
 from fxcompress.vocabulary import closed, new_ids, used_tokens
 

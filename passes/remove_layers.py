@@ -18,7 +18,7 @@ from fxcompress.errors import CompressError
 from fxcompress.pipeline import Pass, Row
 from fxcompress.plan import Step
 from fxcompress.program import Program
-from fxcompress.score import Statistics
+from fxcompress.statistics import Statistics
 
 fxc, aten = torch.ops.fxcompress, torch.ops.aten
 _KINDS = {

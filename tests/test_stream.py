@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import fxcompress
 from fxcompress import CompressError, capture, observe, verify
 from fxcompress.axes import AxisMap
 from fxcompress.checkpoint import read_checkpoint
+from fxcompress.graph import calls
 from fxcompress.opened import open_program
 from fxcompress.passes import PruneAttentionHeads, PruneEmbedding, PruneFFN, PruneSSMHeads, RemoveLayers
 from fxcompress.segments import Kept, segments
+from fxcompress.sites import consumers
+from fxcompress.statistics import Watch
 from fxcompress.stored import Stored
 from tests import models
 
@@ -56,16 +60,20 @@ def test_statistics_gathered_piece_by_piece_are_those_of_the_whole(saved, name):
     found = []
     for program in (streamed, capture(models.tiny(name))):
         axes = program.get(AxisMap)
-        places = [place for g in axes.groups if not g.pinned for place in observe.consumers(axes, g)]
-        observer = observe.MeanSquares(program, places)
+        kinds = ("tokens", "mean", "variance")
+        sites = [site for g in axes.groups if not g.pinned for site in consumers(axes, g)]
+        watches = [Watch(kind, (node.name,), dim) for node, dim in sites for kind in kinds]
+        values = [(n.name, n.meta["val"]) for n in calls(program.graph) if isinstance(n.meta["val"], Tensor)]
+        first, *_, last = [name for name, value in values if value.dim() == 3 and value.shape[2] == 48]
+        observer = observe.Observer(program, [*watches, Watch("cosine", (first, last))])
         if program is streamed:
             observer.parts = segments(program, 20_000)
             assert len(observer.parts) > 1
-        observer.sweep(batches)
-        found.append(observer.result())
+        found.append(observer.sweep(batches))
     assert found[0].keys() == found[1].keys()
-    for place, value in found[0].items():
-        torch.testing.assert_close(value, found[1][place], rtol=1e-5, atol=1e-9)
+    for watch, sums in found[0].items():
+        for name, value in sums.items():
+            torch.testing.assert_close(value, found[1][watch][name], rtol=1e-3, atol=1e-5)
 
 
 PASSES = [PruneEmbedding(ratio=0.25), PruneFFN(ratio=0.25), RemoveLayers(layers=(0,))]

@@ -25,7 +25,7 @@ def stop(real):
 if sys.argv.pop(1) == "saving":
     save.write_shard = stop(save.write_shard)
 else:
-    observe.MeanSquares.run_node = stop(observe.MeanSquares.run_node)
+    observe.Observer.run_node = stop(observe.Observer.run_node)
 
 from fxcompress.cli import main
 main()

@@ -1,0 +1,46 @@
+"""All that passes asked for, from calibration batches: forward sweeps, gradients, runs without some modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor
+
+from fxcompress.bounded import one_line
+from fxcompress.errors import CompressError
+from fxcompress.gradients import Gradients
+from fxcompress.observe import Observer
+from fxcompress.program import Program
+from fxcompress.progress import Progress, silent
+from fxcompress.statistics import Statistics, Watch
+
+
+def gather(
+    program: Program, watches: Iterable[Watch], batches: Sequence[Mapping[str, Tensor]], progress: Progress = silent
+) -> Statistics:
+    """Statistics of a program over batches. Raises CompressError for batches that do not fit the model."""
+    on = program.device
+    batches = [{name: value.to(on) for name, value in batch.items()} for batch in batches]
+    backward = [watch for watch in watches if watch.kind == "taylor"]
+    forward = [watch for watch in watches if watch.kind != "taylor"]
+    try:
+        return _forward(program, forward, batches, progress) | _backward(program, backward, batches, progress)
+    except IndexError as error:
+        raise CompressError("the calibration has token ids without an embedding") from error
+    except TypeError as error:  # inputs of other names
+        raise CompressError(f"the calibration does not fit the model: {one_line(error)}") from error
+
+
+def _forward(program: Program, watches: list[Watch], batches: Sequence, progress: Progress) -> Statistics:
+    if not watches:
+        return Statistics()
+    observer = Observer(program, watches)
+    with progress("calibration", len(batches) * len(observer.parts)) as advance:
+        return observer.sweep(batches, advance)
+
+
+def _backward(program: Program, watches: list[Watch], batches: Sequence, progress: Progress) -> Statistics:
+    if not watches:
+        return Statistics()
+    with progress("calibration, gradients", len(batches)) as advance:
+        return Gradients(program, watches).sweep(batches, advance)
