@@ -12,7 +12,9 @@ from fxcompress.gradients import Gradients
 from fxcompress.observe import Observer
 from fxcompress.program import Program
 from fxcompress.progress import Progress, silent
+from fxcompress.skipping import Skips
 from fxcompress.statistics import Statistics, Watch
+from fxcompress.sums import KINDS
 
 
 def gather(
@@ -21,10 +23,12 @@ def gather(
     """Statistics of a program over batches. Raises CompressError for batches that do not fit the model."""
     on = program.device
     batches = [{name: value.to(on) for name, value in batch.items()} for batch in batches]
-    backward = [watch for watch in watches if watch.kind == "taylor"]
-    forward = [watch for watch in watches if watch.kind != "taylor"]
+    found = Statistics()
     try:
-        return _forward(program, forward, batches, progress) | _backward(program, backward, batches, progress)
+        for kinds, sweep in _SWEEPS.items():
+            asked = [watch for watch in watches if watch.kind in kinds]
+            found = found | sweep(program, asked, batches, progress) if asked else found
+        return found
     except IndexError as error:
         raise CompressError("the calibration has token ids without an embedding") from error
     except TypeError as error:  # inputs of other names
@@ -32,15 +36,19 @@ def gather(
 
 
 def _forward(program: Program, watches: list[Watch], batches: Sequence, progress: Progress) -> Statistics:
-    if not watches:
-        return Statistics()
     observer = Observer(program, watches)
     with progress("calibration", len(batches) * len(observer.parts)) as advance:
         return observer.sweep(batches, advance)
 
 
 def _backward(program: Program, watches: list[Watch], batches: Sequence, progress: Progress) -> Statistics:
-    if not watches:
-        return Statistics()
     with progress("calibration, gradients", len(batches)) as advance:
         return Gradients(program, watches).sweep(batches, advance)
+
+
+def _skipping(program: Program, watches: list[Watch], batches: Sequence, progress: Progress) -> Statistics:
+    with progress("calibration, without layers", len(batches) * len(watches)) as advance:
+        return Skips(program, watches).sweep(batches, advance)
+
+
+_SWEEPS = {frozenset(KINDS): _forward, frozenset({"taylor"}): _backward, frozenset({"skip"}): _skipping}

@@ -122,7 +122,7 @@ def make_pass(name: str, options: Mapping[str, Any]) -> Pass:
 
 def _schema(kind: type[Pass]) -> type[BaseModel]:
     """The fields of a pass with their types. A score is a name here: code does not fit into a recipe."""
-    types = get_type_hints(kind, localns={"Score": str})
+    types = get_type_hints(kind, localns={"Score": str, "Scorer": str})
     wanted = {f.name: (types[f.name], ... if f.default is MISSING else f.default) for f in fields(kind) if f.init}
     return create_model(kind.__name__, __config__=_STRICT, **wanted)  # type: ignore[call-overload]
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from fxcompress.allocator import return_freed_memory
 from fxcompress.batches import batches_of
 from fxcompress.calibration import read_calibration, require_known
 from fxcompress.compressed import CompressedModel, compress_opened
@@ -136,6 +137,7 @@ def _nearest(request: Request, original: Opened) -> str:
 
 def carry_out(request: Request, planned: Planned, out: str | Path, progress: Progress = silent) -> CompressedModel:
     """Do what was planned and write it to ``out``."""
+    return_freed_memory()
     size = sum(t.numel() * t.element_size() for t in planned.result.program.state.values())
     folder = prepare_output(out, size + RESERVE, request.source.directory)
     hashes = _hashes(request, progress)
