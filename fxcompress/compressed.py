@@ -79,6 +79,7 @@ def apply(
     calibration: Any = None,
     *,
     example_inputs: Any = None,
+    statistics: str | Path | None = None,
     verify: bool = True,
     progress: Progress = silent,
 ) -> CompressedModel:
@@ -87,7 +88,9 @@ def apply(
     model: a module, a result, or the directory or hub id of one: then weights stay in their files until they are used,
     and the model may be larger than memory.
     calibration: batches for passes that score by activations: an iterable of dicts of tensors or of token ids
-    (batch, length), or one tensor of ids (samples, length).
+    (batch, length), one tensor of ids (samples, length), or the rows of a tokenized dataset.
+    statistics: a safetensors file in which what calibration finds is kept, and from which it is taken when it is there;
+    one of another model or of other data is refused.
     example_inputs: for modules that are not models of transformers, see ``fxcompress.capture``.
     verify: check the laws after every pass and raise ProofError when one does not hold.
     progress: see ``fxcompress.progress``.
@@ -97,7 +100,7 @@ def apply(
     """
     with progress("capture"):
         opened = _opened(model, example_inputs)
-    return compress_opened(opened, passes, calibration, verify, progress)
+    return compress_opened(opened, passes, calibration, verify, progress, statistics=statistics)
 
 
 def compress_opened(
@@ -107,13 +110,14 @@ def compress_opened(
     verify: bool = True,
     progress: Progress = silent,
     journal: Journal | None = None,
+    statistics: str | Path | None = None,
 ) -> CompressedModel:
     """``apply`` to a program that is there; passes that the journal has are replayed."""
     program, before = opened.program, opened.report
     with progress("checks of the original"):
         check = partial(_checks, opened, verify)
         checked = journal.stage("checks", check) if journal is not None else check()
-    pipeline = Pipeline(listed(passes), verify, progress, journal)
+    pipeline = Pipeline(listed(passes), verify, progress, journal, statistics)
     result = _own(pipeline.run(program, calibration), program)
     report = Report.of(pipeline.records)
     report.passes[:0] = before.passes

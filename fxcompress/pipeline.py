@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,6 +23,7 @@ from fxcompress.cost import Cost, Figures
 from fxcompress.errors import CompressError
 from fxcompress.gather import gather
 from fxcompress.journal import Journal
+from fxcompress.kept_statistics import KeptStatistics
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.progress import Progress, silent
@@ -119,6 +121,7 @@ class Pipeline:
     verify: bool = True
     progress: Progress = silent
     journal: Journal | None = None
+    statistics_file: str | Path | None = None
     records: list[Record] = field(default_factory=list)
     statistics: Statistics = field(default_factory=Statistics)
     _borders: list[tuple[Border, str]] = field(default_factory=list, repr=False)
@@ -132,7 +135,7 @@ class Pipeline:
         batches = None if calibration is None else batches_of(calibration)
         names = [f"pass {i} {p.name}" for i, p in enumerate(self.passes)]
         ahead = [p for p, what in zip(self.passes, names, strict=True) if not self._is_done(what)]
-        self._observe(ahead, program, batches)
+        self._observe_once(ahead, program, batches)
         for p, what in zip(self.passes, names, strict=True):
             before, program = program, self._run_pass(what, p, program, batches)
             axes = before.get(AxisMap)
@@ -175,6 +178,17 @@ class Pipeline:
             after = program.clone()
             rewrite(after, step)
         return after
+
+    def _observe_once(self, passes: Sequence[Pass], program: Program, batches: list | None) -> None:
+        """What all passes need, gathered on the original, or read from a file that has it already."""
+        if self.statistics_file is None or program.is_meta or not any(p.observes for p in passes):
+            self._observe(passes, program, batches)
+            return
+        kept = KeptStatistics.of(self.statistics_file, program, batches)
+        self.statistics = before = kept.read(program)
+        self._observe(passes, program, batches)
+        if len(self.statistics) > len(before):
+            kept.write(self.statistics)
 
     def _observe(self, passes: Sequence[Pass], program: Program, batches: list | None) -> None:
         """Gather what these passes need and is not there: once for all of them, on the program as it is given."""

@@ -8,14 +8,11 @@ that memory goes by the largest layer and not by the model.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-
-from torch import Tensor
 
 from fxcompress.allocator import return_freed_memory
 from fxcompress.batches import batches_of
@@ -32,6 +29,7 @@ from fxcompress.export.nearest import nearest
 from fxcompress.export.save import MAX_SHARD_SIZE, RESERVE, Result, versions
 from fxcompress.export.shards import read_size
 from fxcompress.journal import Journal, journaled, key_of
+from fxcompress.kept_statistics import digest
 from fxcompress.passes import PruneAxes
 from fxcompress.pipeline import Pass, listed
 from fxcompress.progress import Progress, silent
@@ -48,6 +46,7 @@ class Request:
     source: Source
     recipe: Recipe
     batches: Any = None
+    statistics: str | Path | None = None
     target: Target = "fxcompress"
     max_shard_size: int | str = MAX_SHARD_SIZE
     random: bool = False
@@ -61,7 +60,7 @@ class Request:
         if not self.random:
             self.source.check_weights()
         blind = [p.name for p in self.recipe.steps if p.observes]
-        if blind and self.recipe.calibration is None and self.batches is None:
+        if blind and self.recipe.calibration is None and self.batches is None and self.statistics is None:
             raise CompressError(f"{blind[0]} scores by activations and needs text to run on: --calibration FILE")
 
 
@@ -82,6 +81,7 @@ def compress(
     passes: Sequence[Pass] | Recipe,
     calibration: Any = None,
     *,
+    statistics: str | Path | None = None,
     revision: str | None = None,
     target: Target = "fxcompress",
     max_shard_size: int | str = MAX_SHARD_SIZE,
@@ -91,13 +91,14 @@ def compress(
 ) -> CompressedModel:
     """Compress the checkpoint in a directory, or of a hub id, into a new directory, and return the result.
 
-    passes: in order, or a recipe. calibration: as ``apply`` takes it. target: "transformers" refuses what stock
-    transformers cannot load, before work starts. max_shard_size: of a weights file. random: weights as the class
-    initialises them, to try a config. The same call goes on where an earlier one was stopped. Raises CompressError.
+    passes: in order, or a recipe. calibration, statistics: as ``apply`` takes them. target: "transformers" refuses
+    what stock transformers cannot load, before work starts. max_shard_size: of a weights file. random: weights as the
+    class initialises them, to try a config. The same call goes on where an earlier one was stopped. Raises
+    CompressError.
     """
     source = open_source(model, revision, progress=progress)
     recipe = passes if isinstance(passes, Recipe) else Recipe(listed(passes))
-    request = Request(source, recipe, calibration, target, max_shard_size, random, verify)
+    request = Request(source, recipe, calibration, statistics, target, max_shard_size, random, verify)
     prepare_output(out, original=source.directory)
     return carry_out(request, plan(request, progress), out, progress)
 
@@ -144,7 +145,9 @@ def carry_out(request: Request, planned: Planned, out: str | Path, progress: Pro
     with journaled(folder, _key(request, planned, hashes)) as (beside, journal):
         _tidy(beside, journal)
         opened = request.source.opened(request.random)
-        small = compress_opened(opened, request.recipe.steps, planned.batches, request.verify, progress, journal)
+        small = compress_opened(
+            opened, request.recipe.steps, planned.batches, request.verify, progress, journal, request.statistics
+        )
         earlier = opened.report.notes.get("runs", [])
         small.report.notes |= {"runs": [*earlier, _run(request, hashes, len(opened.steps))]}
         small.report.notes |= {"left out": planned.left_out} if planned.left_out else {}
@@ -185,7 +188,8 @@ def _key(request: Request, planned: Planned, hashes: dict[str, str]) -> str:
             "steps": [step.to_json() for step in planned.original.steps],
             "recipe": _portable_recipe(request.recipe).to_yaml(),
             "own": [id(p) for p in request.recipe.steps if not isinstance(getattr(p, "score", ""), str)],
-            "batches": [_digest(batch) for batch in planned.batches or ()],
+            "batches": None if planned.batches is None else digest(planned.batches),
+            "statistics": _found(request),
             "random": request.random,
             "verify": request.verify,
             "max_shard_size": read_size(request.max_shard_size),
@@ -194,12 +198,10 @@ def _key(request: Request, planned: Planned, hashes: dict[str, str]) -> str:
     )
 
 
-def _digest(batch: Any) -> dict[str, str]:
-    return {name: hashlib.sha256(_bytes(tensor)).hexdigest() for name, tensor in batch.items()}
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return repr((tuple(tensor.shape), tensor.dtype)).encode() + tensor.detach().cpu().contiguous().numpy().tobytes()
+def _found(request: Request) -> str | None:
+    """The hash of the statistics where nothing but their file says what was found."""
+    alone = request.statistics is not None and request.recipe.calibration is None and request.batches is None
+    return sha256(Path(request.statistics)) if alone and Path(request.statistics).is_file() else None  # type: ignore[arg-type]
 
 
 def _tidy(folder: Path, journal: Journal) -> None:

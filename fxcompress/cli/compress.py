@@ -37,6 +37,7 @@ def compress(
     calibration: Annotated[Path | None, typer.Option(metavar="FILE", help="UTF-8 text to score activations on")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Pieces of the text [64, or as the recipe says]")] = None,
     length: Annotated[int | None, typer.Option(min=2, help="Tokens a piece [512, or as the recipe says]")] = None,
+    statistics: Annotated[Path | None, typer.Option(metavar="FILE", help="What calibration finds, kept there")] = None,
     target: TARGET = "fxcompress",
     max_shard_size: SHARD = MAX_SHARD_SIZE,
     revision: REVISION = None,
@@ -51,7 +52,7 @@ def compress(
     steps = Steps(Console(stderr=True))
     wanted = _recipe(recipe, passes or [], calibration, samples, length)
     source = open_source(model, revision, progress=steps)
-    request = Request(source, wanted, None, target, max_shard_size, random or dry_run, verify)
+    request = Request(source, wanted, None, statistics, target, max_shard_size, random or dry_run, verify)
     if not dry_run:
         prepare_output(_required(out), original=source.directory)
     planned = plan(request, steps)
