@@ -69,3 +69,23 @@ def _batch(entry: Any) -> Batch:
     if ids is not None and not ids.numel():
         raise CompressError(f"a batch of the calibration data has no token, its ids are {tuple(ids.shape)}")
     return {name: value for name, value in batch.items() if value is not None}
+
+
+def require_fitting(batches: Iterable[Batch], config: Any) -> None:
+    """Raise CompressError for ids that the model has no embedding of, and for sequences longer than it allows."""
+    config = config.get_text_config()
+    vocabulary, longest = config.vocab_size, getattr(config, "max_position_embeddings", None)
+    for batch in batches:
+        ids = batch.get("input_ids")
+        if ids is None:
+            continue
+        wrong = next((int(end) for end in ids.aminmax() if not 0 <= int(end) < vocabulary), None)
+        if wrong is not None:
+            raise CompressError(
+                f"the calibration has the token id {wrong}, the model has {vocabulary:,} ids: tokenizer and model do"
+                " not belong together"
+            )
+        if longest is not None and ids.shape[1] > longest:
+            raise CompressError(
+                f"the calibration has sequences of {ids.shape[1]:,} tokens, the model allows {longest:,}: shorten them"
+            )

@@ -18,6 +18,8 @@ def read_calibration(calibration: Calibration, folder: Path) -> list[Tensor]:
     Raises CompressError for a file that is no text and a text that is too short.
     """
     ids = _ids(Path(calibration.file), folder)
+    if not ids.numel():
+        raise CompressError(f"the calibration text {calibration.file} is empty: the tokenizer makes no token of it")
     pieces = ids.numel() // calibration.length
     if pieces < calibration.samples:
         raise CompressError(
@@ -27,16 +29,6 @@ def read_calibration(calibration: Calibration, folder: Path) -> list[Tensor]:
     chosen = torch.arange(calibration.samples) * pieces // calibration.samples
     samples = ids[: pieces * calibration.length].view(pieces, calibration.length)[chosen]
     return list(samples.split(calibration.batch_size))
-
-
-def require_known(batches: list[Tensor], vocabulary: int) -> None:
-    """Raise CompressError for ids that the model has no embedding of."""
-    ends = [int(end) for ids in batches if ids.numel() for end in ids.aminmax()]
-    wrong = next((i for i in ends if not 0 <= i < vocabulary), None)
-    if wrong is not None:
-        raise CompressError(
-            f"the tokenizer gives the id {wrong}, the model has {vocabulary} ids: they do not belong together"
-        )
 
 
 def _ids(file: Path, folder: Path) -> Tensor:

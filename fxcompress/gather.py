@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
+from fxcompress.batches import require_fitting
 from fxcompress.bounded import one_line
 from fxcompress.errors import CompressError
 from fxcompress.gradients import Gradients
@@ -21,6 +22,8 @@ def gather(
     program: Program, watches: Iterable[Watch], batches: Sequence[Mapping[str, Tensor]], progress: Progress = silent
 ) -> Statistics:
     """Statistics of a program over batches. Raises CompressError for batches that do not fit the model."""
+    if program.origin.config is not None:
+        require_fitting(batches, program.origin.config)
     on = program.device
     batches = [{name: value.to(on) for name, value in batch.items()} for batch in batches]
     found = Statistics()

@@ -120,6 +120,14 @@ class KeptStatistics:
         raise CompressError(f"{self.file} is damaged: its sums of {', '.join(watch.nodes)} do not fit the model")
 
 
+def require_usable(file: Path) -> None:
+    """Raise CompressError, before any work, for a file that is no safetensors file or could not be written."""
+    if file.exists():
+        read_header(file)
+    elif not file.parent.is_dir():
+        raise CompressError(f"the statistics {file} cannot be written: it has no directory {file.parent}")
+
+
 def _read(file: Path) -> tuple[Any, dict[str, Tensor]]:
     read_header(file)
     try:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fxcompress.allocator import return_freed_memory
-from fxcompress.batches import batches_of
-from fxcompress.calibration import read_calibration, require_known
+from fxcompress.batches import batches_of, require_fitting
+from fxcompress.calibration import read_calibration
 from fxcompress.compressed import CompressedModel, compress_opened
 from fxcompress.errors import CompressError
 from fxcompress.export.choose import Choice, choose
@@ -29,7 +29,7 @@ from fxcompress.export.nearest import nearest
 from fxcompress.export.save import MAX_SHARD_SIZE, RESERVE, Result, versions
 from fxcompress.export.shards import read_size
 from fxcompress.journal import Journal, journaled, key_of
-from fxcompress.kept_statistics import digest
+from fxcompress.kept_statistics import digest, require_usable
 from fxcompress.passes import PruneAxes
 from fxcompress.pipeline import Pass, listed
 from fxcompress.progress import Progress, silent
@@ -62,6 +62,8 @@ class Request:
         blind = [p.name for p in self.recipe.steps if p.observes]
         if blind and self.recipe.calibration is None and self.batches is None and self.statistics is None:
             raise CompressError(f"{blind[0]} scores by activations and needs text to run on: --calibration FILE")
+        if self.statistics is not None:
+            require_usable(Path(self.statistics))
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,7 @@ def plan(request: Request, progress: Progress = silent) -> Planned:
     batches = _batches(request, progress)
     original = request.source.on_meta()
     if batches is not None:
-        vocabulary = original.program.origin.config.get_text_config().vocab_size
-        require_known([batch["input_ids"] for batch in batches if "input_ids" in batch], vocabulary)
+        require_fitting(batches, original.program.origin.config)
     result = compress_opened(original, request.recipe.steps, verify=request.verify, progress=progress)
     with progress("config of the result"):
         choice = choose(result.program, result.steps)

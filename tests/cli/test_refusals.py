@@ -253,7 +253,7 @@ def test_a_tokenizer_of_another_model_is_refused(refused, copied, tmp_path):
         file.write_text(file.read_text().replace('"w9": 9,', '"w9": 900,'))
     (tmp_path / "text.txt").write_text("w9 " * 600)
     options = ("--calibration", tmp_path / "text.txt", "--length", 8)
-    assert "the tokenizer gives the id 900, the model has 96 ids" in refused(folder, *FFN, *options)
+    assert "the calibration has the token id 900, the model has 96 ids" in refused(folder, *FFN, *options)
 
 
 def test_a_proof_that_fails_is_a_fault_of_ours_and_nothing_is_written(run, saved, tmp_path, monkeypatch):

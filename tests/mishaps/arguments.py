@@ -38,6 +38,14 @@ def write_text(content: bytes) -> Callable[[Place], object]:
     return lambda place: place.text.write_bytes(content)
 
 
+def write_statistics(place: Place) -> None:
+    (place.root / "statistics.txt").write_text("mean: 1.0")
+
+
+def with_statistics(place: Place, name: str = "statistics.txt") -> object:
+    return on_text("--length", 8, "--samples", 2, "--statistics", place.root / name)(place)
+
+
 def lose_tokenizer(place: Place) -> None:
     for file in place.model.glob("tokenizer*"):
         file.unlink()
@@ -158,12 +166,21 @@ MISHAPS = (
         write_text(b"w4 w5 w6"),
         on_text("--length", 8),
     ),
+    case("a text of nothing", "is empty: the tokenizer makes no token of it", write_text(b""), on_text()),
+    case(
+        "pieces longer than the model allows",
+        "sequences of 200 tokens, the model allows 128",
+        write_text(b"w4 w5 " * 300),
+        on_text("--length", 200, "--samples", 1),
+    ),
+    case("statistics that are none", "damaged or cut short", write_statistics, with_statistics),
+    case("statistics into nowhere", "has no directory", ask=lambda p: with_statistics(p, "nowhere/statistics")),
     case("pieces of endless length", "enough for 0 samples", ask=on_text("--length", 10**30)),
     case("no tokenizer", "has no tokenizer that can be read", lose_tokenizer, on_text("--length", 8)),
     case("a tokenizer that is none", "has no tokenizer that can be read", broken_tokenizer, on_text("--length", 8)),
     case(
         "a tokenizer of another model",
-        "the tokenizer gives the id 900, the model has 96 ids",
+        "the calibration has the token id 900, the model has 96 ids",
         other_tokenizer,
         on_text("--length", 8, "--samples", 4),
     ),

@@ -84,12 +84,10 @@ MISHAPS = (
     ),
     case(
         "ids that the model has not",
-        "the calibration has token ids without an embedding",
+        "the model has 96 ids",
         ask=applied(BLIND, calibration=[IDS * 96]),
     ),
-    case(
-        "ids below nought", "the calibration has token ids without an embedding", ask=applied(BLIND, calibration=[-IDS])
-    ),
+    case("ids below nought", "has the token id -1, the model has 96 ids", ask=applied(BLIND, calibration=[-IDS])),
     case(
         "ids that the model has not, from files",
         "the model has 96 ids",
@@ -97,7 +95,7 @@ MISHAPS = (
     ),
     case(
         "ids below nought, from files",
-        "gives the id -1, the model has 96 ids",
+        "has the token id -1, the model has 96 ids",
         ask=python(passes=[BLIND], calibration=[-IDS]),
     ),
     case(
