@@ -82,6 +82,13 @@ def test_published_sizes_have_the_published_parameters(name):
         assert rounded(body(published.sizes), published.without_embeddings) == published.without_embeddings
 
 
+@each_recipe
+def test_the_page_about_the_recipes_has_these_figures(name):
+    (row,) = [line for line in (RECIPES / "README.md").read_text().splitlines() if f"`{name}.yaml`" in line]
+    before, after = original_sizes(PUBLISHED[name].original), PUBLISHED[name].sizes
+    assert f"{total(before):,} → {total(after):,} | {body(after):,} |" in row
+
+
 @pytest.mark.slow
 @each_recipe
 def test_the_result_has_the_published_parameters_exactly(name):
