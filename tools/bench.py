@@ -25,26 +25,11 @@ from fxcompress.axes import AxisMap
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 60
-PATTERN = "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"
 
 
 def hybrid_8b() -> torch.nn.Module:
     """The published 52-layer configuration: 24 Mamba-2, 24 FFN and 4 attention layers."""
-    config = AutoConfig.for_model(
-        "nemotron_h",
-        vocab_size=131072,
-        hidden_size=4096,
-        hybrid_override_pattern=PATTERN,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        intermediate_size=21504,
-        mamba_num_heads=128,
-        mamba_head_dim=64,
-        n_groups=8,
-        ssm_state_size=128,
-        tie_word_embeddings=False,
-    )
+    config = AutoConfig.from_pretrained(ROOT / "tests" / "recipes" / "configs" / "nemotron-h-8b.json")
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 

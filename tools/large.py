@@ -25,22 +25,14 @@ from torch import Tensor
 from fxcompress.export.pieces import Pieces
 from fxcompress.export.shards import pack, read_size, write_index, write_shard
 
-PATTERN = "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"  # of the published 8B hybrid
-KINDS = {"M": "mamba", "-": "mlp", "*": "attention"}
-
+PUBLISHED = Path(__file__).resolve().parents[1] / "tests" / "recipes" / "configs"
 SHAPES: dict[str, dict[str, Any]] = {
     "transformer-3b": {
         "model_type": "llama",
         **{"vocab_size": 128256, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28},
         **{"num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True},
     },
-    "hybrid-8b": {
-        "model_type": "nemotron_h",
-        **{"vocab_size": 131072, "hidden_size": 4096, "intermediate_size": 21504},
-        **{"layers_block_type": [KINDS[letter] for letter in PATTERN], "num_hidden_layers": len(PATTERN)},
-        **{"mamba_num_heads": 128, "mamba_head_dim": 64, "ssm_state_size": 128, "n_groups": 8},
-        **{"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128},
-    },
+    "hybrid-8b": json.loads((PUBLISHED / "nemotron-h-8b.json").read_text()),
     "tiny": {
         "model_type": "llama",
         **{"vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2},
