@@ -35,5 +35,7 @@ def _ids(file: Path, folder: Path) -> Tensor:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # no text, or no name of a file
-        raise CompressError(f"the calibration text {file} cannot be read: {error}") from error
+        raise CompressError(
+            f"the calibration text {file} cannot be read: {error}; name another by --calibration FILE"
+        ) from error
     return torch.tensor(read_tokenizer(folder)(text, add_special_tokens=False)["input_ids"], dtype=torch.long)

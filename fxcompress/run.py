@@ -41,7 +41,10 @@ Target = Literal["transformers", "fxcompress"]
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be done to a model. ``calibration`` of the recipe is text; ``batches`` are token ids already."""
+    """What is to be done to a model. ``calibration`` of the recipe is text; ``batches`` are token ids already.
+
+    sizes_only: nothing but a plan is wanted, which takes neither weights nor text.
+    """
 
     source: Source
     recipe: Recipe
@@ -51,12 +54,15 @@ class Request:
     max_shard_size: int | str = MAX_SHARD_SIZE
     random: bool = False
     verify: bool = True
+    sizes_only: bool = False
 
     def check(self) -> None:
         """Raise CompressError for what can be refused before anything is captured."""
         if self.target not in ("transformers", "fxcompress"):
             raise CompressError(f"target={self.target!r} is unknown; there are transformers and fxcompress")
         read_size(self.max_shard_size)
+        if self.sizes_only:
+            return
         if not self.random:
             self.source.check_weights()
         blind = [p.name for p in self.recipe.steps if p.observes]
@@ -108,7 +114,7 @@ def compress(
 def plan(request: Request, progress: Progress = silent) -> Planned:
     """What the result will be, from sizes alone. Raises CompressError for what cannot be done."""
     request.check()
-    batches = _batches(request, progress)
+    batches = None if request.sizes_only else _batches(request, progress)
     original = request.source.on_meta()
     if batches is not None:
         require_fitting(batches, original.program.origin.config)
@@ -119,7 +125,9 @@ def plan(request: Request, progress: Progress = silent) -> Planned:
             choice = replace(choice, why=f"{choice.why}. {_nearest(request, original)}".removesuffix(". "))
     if choice.why and request.target == "transformers":
         raise NotExpressible(choice.why)
-    return Planned(original, result, batches, choice, "" if request.random else request.source.left_out())
+    return Planned(
+        original, result, batches, choice, "" if request.random or request.sizes_only else request.source.left_out()
+    )
 
 
 def _nearest(request: Request, original: Opened) -> str:

@@ -102,7 +102,10 @@ def test_what_is_no_call_with_literals_is_refused_and_never_evaluated(text):
         ("PruneFFN(ratio=True)", "PruneFFN.ratio=True: it should be a valid number"),
         ("PruneFFN(size=2.5)", "PruneFFN.size=2.5: it should be a valid integer"),
         ("PruneFFN(ratio=0.25, score=[1.0])", "PruneFFN.score=[1.0]: it should be a valid string"),
-        ("PruneFFN(ratio=0.25, score='taste')", "score='taste' is unknown; there are magnitude, activation, random"),
+        (
+            "PruneFFN(ratio=0.25, score='taste')",
+            "score='taste' is unknown; there are magnitude, activation",
+        ),
         ("PruneFFN(ratio=1.0)", "PruneFFN: ratio=1.0 is outside [0, 1)"),
         ("PruneFFN(ratio=-0.1)", "PruneFFN: ratio=-0.1 is outside [0, 1)"),
         ("PruneFFN(ratio=0.25, size=3)", "PruneFFN: say how much by exactly one of"),

@@ -52,7 +52,7 @@ def compress(
     steps = Steps(Console(stderr=True))
     wanted = _recipe(recipe, passes or [], calibration, samples, length)
     source = open_source(model, revision, progress=steps)
-    request = Request(source, wanted, None, statistics, target, max_shard_size, random or dry_run, verify)
+    request = Request(source, wanted, None, statistics, target, max_shard_size, random, verify, sizes_only=dry_run)
     if not dry_run:
         prepare_output(_required(out), original=source.directory)
     planned = plan(request, steps)

@@ -101,6 +101,15 @@ def test_a_dry_run_shows_sizes_and_config_and_writes_nothing(run, saved, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json"]
 
 
+def test_a_dry_run_needs_neither_weights_nor_the_text_that_scores_need(run, saved, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text((saved("llama") / "config.json").read_text())
+    monkeypatch.chdir(tmp_path)
+    p = "PruneFFN(size=40, score='activation')"
+    result = run("compress", "config.json", "--dry-run", "--pass", p, "--calibration", "nowhere.txt")
+    assert result.exit_code == 0, result.output
+    assert "intermediate_size" in result.output
+
+
 def test_a_dry_run_says_when_no_config_describes_the_result(run, saved):
     result = run("compress", saved("mamba2"), "--dry-run", "--pass", "PruneSSMHeads(ratio=0.25)")
     assert result.exit_code == 0, result.output
