@@ -59,7 +59,7 @@ class Cost:
     def _flops(self, symbols: list, length: int, context: int | None) -> float:
         """Operations of one sequence of ``length`` tokens, with ``context`` tokens to attend to."""
         total = 0.0
-        for _, rule, letters in self._costed():
+        for _, rule, letters in self.costed():
             if rule.flops is not None:
                 sizes = _numbers(letters, symbols, length)
                 if context is not None and rule.context is not None and rule.context in sizes:
@@ -69,14 +69,15 @@ class Cost:
 
     def _cache(self, symbols: list) -> tuple[int, int]:
         per_token, per_sequence = 0, 0
-        for node, rule, letters in self._costed():
+        for node, rule, letters in self.costed():
             if rule.cache is not None:
                 width = next(graph.tensors(node.meta["val"])).element_size()
                 token, sequence = rule.cache(_numbers(letters, symbols, 1))
                 per_token, per_sequence = per_token + int(token) * width, per_sequence + int(sequence) * width
         return per_token, per_sequence
 
-    def _costed(self) -> list[tuple[fx.Node, Rule, Mapping[str, Any]]]:
+    def costed(self) -> list[tuple[fx.Node, Rule, Mapping[str, Any]]]:
+        """The calls whose rules may say what they cost, with their dims by letter."""
         return [(node, RULES[node.target], letters) for node, letters in self.axes.letters.items() if letters]
 
 

@@ -25,12 +25,17 @@ def is_cut(dim: Dim, keep: Keep) -> bool:
 
 def kept_size(dim: Dim, keep: Keep) -> int:
     """How many indices of the dim stay: the same formula for every choice of the same sizes."""
-    total = 1
+    return size_with(dim, lambda axis: keep[axis].shape[-1] if axis in keep else axis.size)  # type: ignore[return-value]
+
+
+def size_with(dim: Dim, count: Callable[[Axis], Size]) -> Size:
+    """The size of the dim where its free axes have other sizes, numbers or symbols."""
+    total: Size = 1
     for axis in factors(dim):
         if axis.kind == "sum":
-            total *= sum(kept_size(part, keep) for part in axis.parts)
+            total *= sum(size_with(part, count) for part in axis.parts)
         else:
-            total *= keep[axis].shape[-1] if axis in keep else axis.size
+            total *= count(axis)
     return total
 
 
