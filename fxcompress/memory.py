@@ -63,6 +63,9 @@ class Precision:
                 raise CompressError(f"{part.name}={bits} is no number of bits between 0 and {_MOST_BITS}")
 
 
+AS_IT_IS = Precision()
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of each part."""
@@ -122,7 +125,7 @@ class Footprint:
         parts = {f.name: {k: function(n) for k, n in getattr(self, f.name).items()} for f in fields(self)}
         return replace(self, **parts)
 
-    def memory(self, batch: int = 1, context: int = 0, precision: Precision = Precision()) -> Memory:
+    def memory(self, batch: int = 1, context: int = 0, precision: Precision = AS_IT_IS) -> Memory:
         """Bytes for ``batch`` sequences of ``context`` tokens each."""
         tokens = {dtype: batch * context * n for dtype, n in self.cache.items()}
         convolution = {dtype: batch * n for dtype, n in self.convolution.items()}
@@ -135,7 +138,7 @@ class Footprint:
         )
 
 
-def memory(program: Program, batch: int = 1, context: int = 0, precision: Precision = Precision()) -> Memory:
+def memory(program: Program, batch: int = 1, context: int = 0, precision: Precision = AS_IT_IS) -> Memory:
     """Bytes that a program takes with ``batch`` sequences of ``context`` tokens each."""
     return Footprint.of(program).memory(batch, context, precision)
 

@@ -42,8 +42,9 @@ MAY_IMPORT = {
     # for users: the model they hold, runs from directory to directory, `import fxcompress`, the command line
     "compressed": [*CORE, "passes", "export", "source"],
     "run": [*CORE, "passes", "export", "source", "compressed", "recipe", "calibration"],
-    "fxcompress": [*CORE, "passes", "export", "compressed", "run"],
-    "cli": [*CORE, "passes", "export", "source", "compressed", "run", "recipe", "fxcompress"],
+    "searching": [*CORE, "passes", "export", "source", "compressed", "run", "recipe", "calibration"],
+    "fxcompress": [*CORE, "passes", "export", "compressed", "run", "searching"],
+    "cli": [*CORE, "passes", "export", "source", "compressed", "run", "recipe", "searching", "fxcompress"],
 }
 
 FAMILIES = """
