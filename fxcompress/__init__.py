@@ -13,6 +13,7 @@ from fxcompress.export import NotExpressible
 from fxcompress.export.own import register as _register
 from fxcompress.program import Program
 from fxcompress.run import compress
+from fxcompress.searching import search
 
 _register()  # AutoConfig knows our model_type
 
@@ -30,4 +31,5 @@ __all__ = [
     "compress",
     "load",
     "passes",
+    "search",
 ]

@@ -99,7 +99,7 @@ def apply(
     is a dry run: shapes, counts and config of the result, with the first indices kept.
     """
     with progress("capture"):
-        opened = _opened(model, example_inputs)
+        opened = open_model(model, example_inputs)
     return compress_opened(opened, passes, calibration, verify, progress, statistics=statistics)
 
 
@@ -115,7 +115,7 @@ def compress_opened(
     """``apply`` to a program that is there; passes that the journal has are replayed."""
     program, before = opened.program, opened.report
     with progress("checks of the original"):
-        check = partial(_checks, opened, verify)
+        check = partial(checks, opened, verify)
         checked = journal.stage("checks", check) if journal is not None else check()
     pipeline = Pipeline(listed(passes), verify, progress, journal, statistics)
     result = _own(pipeline.run(program, calibration), program)
@@ -129,7 +129,8 @@ def compress_opened(
     return CompressedModel(result, [*opened.steps, *(record.step for record in pipeline.records)], report)
 
 
-def _opened(model: nn.Module | Program | CompressedModel | str | Path, example_inputs: Any) -> Opened:
+def open_model(model: nn.Module | Program | CompressedModel | str | Path, example_inputs: Any) -> Opened:
+    """What ``apply`` takes as a model, as a program."""
     if isinstance(model, str | Path):
         return open_source(model, example=example_inputs).opened()
     if isinstance(model, CompressedModel):
@@ -139,7 +140,7 @@ def _opened(model: nn.Module | Program | CompressedModel | str | Path, example_i
     return Opened(capture(model, example_inputs), model=model)
 
 
-def _checks(opened: Opened, verify: bool) -> dict[str, Any] | None:
+def checks(opened: Opened, verify: bool) -> dict[str, Any] | None:
     """How far the graph is from the model it was captured from: all other laws compare the graph with its rewrite."""
     check_values(opened.program)
     if not verify or opened.model is None:

@@ -44,7 +44,18 @@ MAY_IMPORT = {
     "run": [*CORE, "passes", "export", "source", "compressed", "recipe", "calibration"],
     "searching": [*CORE, "passes", "export", "source", "compressed", "run", "recipe", "calibration"],
     "fxcompress": [*CORE, "passes", "export", "compressed", "run", "searching"],
-    "cli": [*CORE, "passes", "export", "source", "compressed", "run", "recipe", "searching", "fxcompress"],
+    "cli": [
+        *CORE,
+        "passes",
+        "export",
+        "source",
+        "compressed",
+        "run",
+        "recipe",
+        "calibration",
+        "searching",
+        "fxcompress",
+    ],
 }
 
 FAMILIES = """

@@ -16,7 +16,7 @@ from fxcompress.errors import CompressError
 from fxcompress.program import Program
 from fxcompress.searching.budget import Budget
 from fxcompress.searching.predict import Array, Predictor
-from fxcompress.searching.space import LAYERS, Sizes, Space
+from fxcompress.searching.space import LAYERS, Sizes, Space, said
 
 _MOST = 1 << 22  # combinations that are counted
 
@@ -30,7 +30,7 @@ class Candidate:
     figures: Mapping[Budget, int]
 
     def __str__(self) -> str:
-        return ", ".join(f"{name}={size}" for name, size in self.sizes.items())
+        return said(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -106,5 +106,5 @@ def _of_depth(predictor: Predictor, layers: int, counted: Sequence[Budget]) -> C
 
 def _closest(candidate: Candidate, counted: Sequence[Budget]) -> str:
     broken = [budget for budget in counted if not budget.allows(candidate.figures[budget])]
-    said = ", ".join(f"{budget.said(candidate.figures[budget])} for {budget}" for budget in broken)
-    return f"no candidate keeps the budget; the closest, {candidate}, has {said}"
+    values = ", ".join(f"{budget.said(candidate.figures[budget])} for {budget}" for budget in broken)
+    return f"no candidate keeps the budget; the closest, {candidate}, has {values}"

@@ -63,15 +63,22 @@ class Profile:
     def _splits(self, group: Group) -> bool:
         return not group.roles.isdisjoint(SPLIT)
 
+    @property
+    def loads_everything(self) -> bool:
+        return self.name == "fxcompress"
+
     def why_not(self, program: Program, steps: Sequence[Step]) -> str:
         """Why the result of these steps cannot be loaded there, empty where it can; on meta only sizes are compared."""
-        if self.name == "fxcompress":
+        if self.loads_everything:
             return ""
         try:
             find_form(program, steps)
         except NotExpressible as refusal:
             return str(refusal)
         return ""
+
+
+ANYTHING = Profile()
 
 
 def _some(sizes: Sequence[int]) -> str:

@@ -128,3 +128,8 @@ class Space:
         """The same with fewer sizes."""
         fewer = (replace(axis, sizes=tuple(sizes.get(axis.name, axis.sizes))) for axis in self.choices)
         return replace(self, choices=tuple(fewer))
+
+
+def said(sizes: Sizes) -> str:
+    """``layers=48, width=3072``."""
+    return ", ".join(f"{name}={size}" for name, size in sizes.items())

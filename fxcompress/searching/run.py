@@ -1,0 +1,150 @@
+"""From a model and what it may cost to the best smaller models, as recipes.
+
+    enumerate ──▶ drop what cannot be loaded ──▶ cut, score, time ──▶ prove the best ──▶ recipes for distillation
+
+What is tried is cut for real: no loss is estimated. With an output every trial is a stage of a journal beside it, so
+that a search that was stopped goes on with the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxcompress.bounded import one_line, quoted
+from fxcompress.compressed import CompressedModel, checks, open_model
+from fxcompress.errors import CompressError
+from fxcompress.export.files import prepare_output
+from fxcompress.journal import journaled
+from fxcompress.observe import Batch, batches_of
+from fxcompress.passes import PruneAxes
+from fxcompress.program import Program
+from fxcompress.progress import Progress, silent
+from fxcompress.recipe import Calibration
+from fxcompress.score import Score
+from fxcompress.searching.budget import Budget, budgets_of
+from fxcompress.searching.candidates import candidates
+from fxcompress.searching.choices import open_space
+from fxcompress.searching.depth import LayerOrder, layer_order
+from fxcompress.searching.found import Found
+from fxcompress.searching.identity import key_of_search
+from fxcompress.searching.profile import ANYTHING, Profile
+from fxcompress.searching.stages import Stages
+from fxcompress.searching.trial import Bench
+from fxcompress.source import Opened
+
+NEEDED_BYTES = 1 << 22  # recipes, a table and a picture
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is searched for. ``text``: where the calibration came from, for the recipes. See ``search`` for the rest."""
+
+    budgets: tuple[Budget, ...]
+    axes: Any = None
+    profile: Profile = ANYTHING
+    score: Score = "activation"
+    layer_order: LayerOrder = None
+    trials: int = 64
+    best: int = 5
+    device: str | None = None
+    text: Calibration | None = None
+
+    def check(self) -> None:
+        """Raise CompressError for what can be refused before anything is captured."""
+        PruneAxes(size=1, score=self.score)
+        if not 1 <= self.best <= self.trials:
+            raise CompressError(f"best={self.best} of trials={self.trials}: at least one, and no more than are tried")
+        if self.device is not None:
+            _device(self.device)
+
+
+def search(
+    model: nn.Module | Program | CompressedModel | str | Path,
+    budget: str | Budget | Sequence[str | Budget],
+    space: Any = None,
+    calibration: Any = None,
+    *,
+    profile: str = "fxcompress",
+    tensor_parallel: int = 1,
+    score: Score = "activation",
+    layer_order: LayerOrder = None,
+    trials: int = 64,
+    best: int = 5,
+    device: str | None = None,
+    out: str | Path | None = None,
+    example_inputs: Any = None,
+    progress: Progress = silent,
+) -> Found:
+    """Search for the best smaller models within a budget, and return them with the passes that make them.
+
+    model: as ``fxcompress.apply`` takes it, with values. It is left alone.
+    budget: one or several, ``"parameters<=4.5B"``: see ``fxcompress.searching.budget``.
+    space: sizes by axis, ``{"width": (3072, 4096, 256), "ffn": [8192, 12288], "layers": None}``, names of axes, or None
+    for all that the model has: see ``fxcompress.searching.choices``.
+    calibration: batches of token ids, for scores and for the loss that ranks.
+    profile, tensor_parallel: what is to serve the result, on how many devices: see ``fxcompress.searching.profile``.
+    score: of the passes. layer_order: see ``fxcompress.searching.depth``.
+    trials: how many candidates are cut and scored, the largest first; with a measured budget, spread over all sizes.
+    best: how many are proven and become recipes.
+    device: "cpu" or "cuda", where all weights are held meanwhile; else they stay in the model, or in files.
+    out: a new directory for recipes, table and plot; the same call goes on where an earlier one was stopped.
+
+    Raises CompressError where nothing keeps the budget, with the closest; ProofError where a law does not hold.
+    """
+    served = Profile(profile, tensor_parallel)  # type: ignore[arg-type]
+    request = Request(budgets_of(budget), space, served, score, layer_order, trials, best, device)
+    request.check()
+    if calibration is None:
+        raise CompressError("a search ranks by the loss on calibration data: pass calibration=, batches of token ids")
+    with progress("capture"):
+        opened = open_model(model, example_inputs)
+    return carry_out(request, opened, batches_of(calibration), out, progress)
+
+
+def carry_out(
+    request: Request, opened: Opened, batches: Sequence[Batch], out: str | Path | None, progress: Progress = silent
+) -> Found:
+    """Search, and write what was found to ``out``, if that is given."""
+    program, folder = opened.program, None
+    if out is not None:
+        folder = prepare_output(out, NEEDED_BYTES)
+        if not isinstance(request.score, str):
+            raise CompressError("a score of your own does not fit into a recipe: give its name, or leave out= away")
+    if program.is_meta:
+        raise CompressError("the model is on meta: without values there is no loss to rank by")
+    space = open_space(program, request.axes, layer_order(program, request.layer_order))
+    space = request.profile.narrowed(space, program)
+    with progress("candidates"):
+        found = candidates(program, space, request.budgets)
+    with progress("checks of the original"):
+        checks(opened, verify=True)
+    opened = _moved(opened, request.device)
+    batches = [{name: tensor.to(opened.program.device) for name, tensor in batch.items()} for batch in batches]
+    with progress("the original's own figures"):
+        bench = Bench(opened, space, request.budgets, request.profile, request.score, batches)
+    if folder is None:
+        return Stages(bench, found, request.trials, request.best, None, progress).run(request.text)
+    with journaled(folder, key_of_search(request, opened, space, batches)) as (beside, journal):
+        result = Stages(bench, found, request.trials, request.best, journal, progress).run(request.text)
+        result.write(beside, folder)
+    return result
+
+
+def _moved(opened: Opened, device: str | None) -> Opened:
+    """With all values in the memory of a device, where one is named."""
+    if device is None:
+        return opened
+    return replace(opened, program=opened.program.loaded().on_device(_device(device)), model=None)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # what torch says to a device that is not there
+        raise CompressError(f"device={quoted(name)} is not there: {one_line(error)}") from error

@@ -1,0 +1,118 @@
+"""A candidate that is tried: cut for real, scored on the calibration, and timed where the budget asks for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fxcompress.export.config import NotExpressible
+from fxcompress.observe import Batch
+from fxcompress.pipeline import Pipeline
+from fxcompress.plan import Step
+from fxcompress.program import Program
+from fxcompress.rewrite import rewrite
+from fxcompress.score import Score
+from fxcompress.searching.budget import Budget
+from fxcompress.searching.candidates import Candidate
+from fxcompress.searching.depth import stack
+from fxcompress.searching.latency import Work, compare, work
+from fxcompress.searching.loss import zero_shot_loss
+from fxcompress.searching.profile import Profile
+from fxcompress.searching.space import Sizes, Space, said
+from fxcompress.source import Opened
+from fxcompress.streamed import META
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was found out about a model of these sizes.
+
+    figures: by the text of each budget, in its unit. loss: nats a token, None where it is not known. ratios: of seconds
+    to the original's, by the text of the budget that they were measured for. why: it cannot win; empty where it can.
+    """
+
+    sizes: Sizes
+    parameters: int
+    figures: Mapping[str, float]
+    loss: float | None = None
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    why: str = ""
+
+    def __str__(self) -> str:
+        return said(self.sizes)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Bench:
+    """The model that candidates are cut from, and all that they are judged by."""
+
+    opened: Opened
+    space: Space
+    budgets: tuple[Budget, ...]
+    profile: Profile
+    score: Score
+    batches: Sequence[Batch]
+    _originals: dict[Budget, Work] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.program = self.opened.program
+        self.stack = stack(self.program)
+        self._without_values = self.program.on_device(META)
+        self._without_values.readers.clear()
+        self._originals = {b: work(self.program, self.opened.steps, b) for b in self.budgets if b.is_measured}
+
+    def original_loss(self, advance: Callable[[], None]) -> float:
+        return zero_shot_loss(self.program, self.batches, advance)
+
+    def why_not(self, candidate: Candidate) -> str:
+        """Why its profile cannot load it, as far as sizes tell; empty where it can."""
+        if self.profile.loads_everything:
+            return ""
+        step = self.space.step(candidate.sizes, self.stack)
+        small = self._without_values.clone()
+        rewrite(small, step)
+        return self.profile.why_not(small, [*self.opened.steps, step])
+
+    def try_out(self, candidate: Candidate, advance: Callable[[], None]) -> Trial:
+        """Cut it, without proofs, and see what it can do."""
+        figures: dict[str, float] = {str(budget): value for budget, value in candidate.figures.items()}
+        if why := self.why_not(candidate):
+            return Trial(candidate.sizes, candidate.parameters, figures, why=why)
+        small, steps = self._run(Pipeline(self.space.passes(candidate.sizes, self.score), verify=False))
+        loss = zero_shot_loss(small, self.batches, advance)
+        if not math.isfinite(loss):
+            return Trial(candidate.sizes, candidate.parameters, figures, why="its loss is not finite")
+        ratios: dict[str, float] = {}
+        why = self._time(small, steps, figures, ratios)
+        return Trial(candidate.sizes, candidate.parameters, figures, loss, ratios, why)
+
+    def prove(self, sizes: Sizes) -> dict[str, Any]:
+        """The laws after every pass, and why its profile cannot load it after all. Raises ProofError."""
+        pipeline = Pipeline(self.space.passes(sizes, self.score))
+        small, steps = self._run(pipeline)
+        laws = [asdict(law) | {"pass": record.name} for record in pipeline.records for law in record.laws]
+        return {"laws": laws, "why": self.profile.why_not(small, steps)}
+
+    def _run(self, pipeline: Pipeline) -> tuple[Program, list[Step]]:
+        """The one place that cuts with values. All steps that the result has behind it come with it."""
+        small = pipeline.run(self.program, self.batches)
+        return small, [*self.opened.steps, *(record.step for record in pipeline.records)]
+
+    def _time(self, small: Program, steps: Sequence[Step], figures: dict[str, float], ratios: dict[str, float]) -> str:
+        """Measure what the budgets ask for; returns which of them is broken."""
+        broken = []
+        for budget, original in self._originals.items():
+            try:
+                mine = work(small, steps, budget)
+            except NotExpressible as refusal:
+                return str(refusal)
+            seconds, reference = compare(mine, original, self.program.device)
+            figures[str(budget)], ratios[str(budget)] = budget.of_seconds(seconds), seconds / reference
+            if not budget.allows(figures[str(budget)]):
+                broken.append(f"{budget.said(figures[str(budget)])} for {budget}")
+        return "; ".join(broken)
