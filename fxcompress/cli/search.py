@@ -72,7 +72,7 @@ def search(
         ids = read_calibration(text, source.folder)
     opened = source.opened(random)
     require_known(ids, opened.program.origin.config.get_text_config().vocab_size)
-    _show(carry_out(request, opened, batches_of(ids), out, steps), model, out)
+    _show(carry_out(request, opened, batches_of(ids), out, source.directory, steps), model, out)
 
 
 def _show(found: Found, model: str, out: Path) -> None:

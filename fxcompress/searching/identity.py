@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,25 +10,23 @@ from torch import Tensor
 
 from fxcompress.export.save import versions
 from fxcompress.journal import key_of
-from fxcompress.observe import Batch
 from fxcompress.program import Program
-from fxcompress.searching.space import Space
-from fxcompress.source import Opened
+from fxcompress.searching.trial import Bench
 
 if TYPE_CHECKING:
     from fxcompress.searching.run import Request
 
 
-def key_of_search(request: Request, opened: Opened, space: Space, batches: Sequence[Batch]) -> str:
+def key_of_search(request: Request, bench: Bench) -> str:
     """The hash of a search: model, calibration, budgets, space, profile, score, counts and versions."""
     return key_of(
         {
-            "model": _digest(opened.program),
-            "steps": [step.to_json() for step in opened.steps],
-            "batches": [{name: _digest_of(tensor) for name, tensor in batch.items()} for batch in batches],
+            "model": _digest(bench.program),
+            "steps": [step.to_json() for step in bench.opened.steps],
+            "batches": [{name: _digest_of(tensor) for name, tensor in batch.items()} for batch in bench.batches],
             "budgets": [str(budget) for budget in request.budgets],
-            "space": {axis.name: axis.sizes for axis in space.choices},
-            "layer_order": space.layer_order,
+            "space": {axis.name: axis.sizes for axis in bench.space.choices},
+            "layer_order": bench.space.layer_order,
             "profile": vars(request.profile),
             "score": request.score,
             "trials": request.trials,

@@ -28,7 +28,7 @@ from fxcompress.progress import Progress, silent
 from fxcompress.recipe import Calibration
 from fxcompress.score import Score
 from fxcompress.searching.budget import Budget, budgets_of
-from fxcompress.searching.candidates import candidates
+from fxcompress.searching.candidates import Candidates, candidates
 from fxcompress.searching.choices import open_space
 from fxcompress.searching.depth import LayerOrder, layer_order
 from fxcompress.searching.found import Found
@@ -104,18 +104,40 @@ def search(
         raise CompressError("a search ranks by the loss on calibration data: pass calibration=, batches of token ids")
     with progress("capture"):
         opened = open_model(model, example_inputs)
-    return carry_out(request, opened, batches_of(calibration), out, progress)
+    original = Path(model) if isinstance(model, str | Path) and Path(model).is_dir() else None
+    return carry_out(request, opened, batches_of(calibration), out, original, progress)
 
 
 def carry_out(
-    request: Request, opened: Opened, batches: Sequence[Batch], out: str | Path | None, progress: Progress = silent
+    request: Request,
+    opened: Opened,
+    batches: Sequence[Batch],
+    out: str | Path | None = None,
+    original: Path | None = None,
+    progress: Progress = silent,
 ) -> Found:
-    """Search, and write what was found to ``out``, if that is given."""
-    program, folder = opened.program, None
-    if out is not None:
-        folder = prepare_output(out, NEEDED_BYTES)
-        if not isinstance(request.score, str):
-            raise CompressError("a score of your own does not fit into a recipe: give its name, or leave out= away")
+    """Search, and write what was found to ``out``, which may not lie in the directory of the original."""
+    folder = None if out is None else _output(request, out, original)
+    bench, found = _prepared(request, opened, batches, progress)
+    if folder is None:
+        return Stages(bench, found, request.trials, request.best, None, progress).run(request.text)
+    with journaled(folder, key_of_search(request, bench)) as (beside, journal):
+        result = Stages(bench, found, request.trials, request.best, journal, progress).run(request.text)
+        result.write(beside, folder)
+    return result
+
+
+def _output(request: Request, out: str | Path, original: Path | None) -> Path:
+    if not isinstance(request.score, str):
+        raise CompressError("a score of your own does not fit into a recipe: give its name, or leave out= away")
+    return prepare_output(out, NEEDED_BYTES, original)
+
+
+def _prepared(
+    request: Request, opened: Opened, batches: Sequence[Batch], progress: Progress
+) -> tuple[Bench, Candidates]:
+    """All that trials need, and the candidates; whatever can be refused is refused here."""
+    program = opened.program
     if program.is_meta:
         raise CompressError("the model is on meta: without values there is no loss to rank by")
     space = open_space(program, request.axes, layer_order(program, request.layer_order))
@@ -125,15 +147,9 @@ def carry_out(
     with progress("checks of the original"):
         checks(opened, verify=True)
     opened = _moved(opened, request.device)
-    batches = [{name: tensor.to(opened.program.device) for name, tensor in batch.items()} for batch in batches]
-    with progress("the original's own figures"):
-        bench = Bench(opened, space, request.budgets, request.profile, request.score, batches)
-    if folder is None:
-        return Stages(bench, found, request.trials, request.best, None, progress).run(request.text)
-    with journaled(folder, key_of_search(request, opened, space, batches)) as (beside, journal):
-        result = Stages(bench, found, request.trials, request.best, journal, progress).run(request.text)
-        result.write(beside, folder)
-    return result
+    here = [{name: tensor.to(opened.program.device) for name, tensor in batch.items()} for batch in batches]
+    with progress("the original as it is served"):
+        return Bench(opened, space, request.budgets, request.profile, request.score, here), found
 
 
 def _moved(opened: Opened, device: str | None) -> Opened:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from fxcompress.export.config import NotExpressible
@@ -62,9 +63,13 @@ class Bench:
     def __post_init__(self) -> None:
         self.program = self.opened.program
         self.stack = stack(self.program)
-        self._without_values = self.program.on_device(META)
-        self._without_values.readers.clear()
         self._originals = {b: work(self.program, self.opened.steps, b) for b in self.budgets if b.is_measured}
+
+    @cached_property
+    def _without_values(self) -> Program:
+        program = self.program.on_device(META)
+        program.readers.clear()
+        return program
 
     def original_loss(self, advance: Callable[[], None]) -> float:
         return zero_shot_loss(self.program, self.batches, advance)

@@ -122,6 +122,8 @@ def test_an_output_that_is_taken_or_in_the_model_is_refused(run, command, saved,
         assert result.exit_code == 2
         assert "choose another output" in result.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["note.txt"]
+    with pytest.raises(CompressError, match="lies in the directory of the model"):
+        search(saved("llama"), saved("llama") / "out")
 
 
 # Stopped and gone on
