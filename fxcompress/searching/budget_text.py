@@ -69,11 +69,12 @@ def read_conditions(figure: str, text: str, known: Collection[str], bits: Collec
 
 def write(figure: str, at_least: bool, limit: float, conditions: Mapping[str, Any]) -> str:
     """The inverse of reading, number for number."""
-    exact = Decimal(repr(limit))
+    exact = Decimal(repr(float(limit)))
     unit, factor = _unit(figure, exact)
     number = f"{(exact / factor).normalize():f}"
     load = ", ".join(f"{name}={str(value).removesuffix('.0')}" for name, value in conditions.items())
-    return f"{figure}{'>=' if at_least else '<='}{number}{unit}" + (f" at {load}" if load else "")
+    space = " " if "/" in unit else ""
+    return f"{figure}{'>=' if at_least else '<='}{number}{space}{unit}" + (f" at {load}" if load else "")
 
 
 def said(figure: str, value: float) -> str:

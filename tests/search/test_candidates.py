@@ -100,7 +100,7 @@ def test_a_candidate_has_the_figures_that_were_predicted(name: str, data: st.Dat
 
 @pytest.mark.slow
 @given(data=st.data())
-@settings(max_examples=15)
+@settings(max_examples=5)
 @pytest.mark.parametrize("name", models.ALL)
 def test_a_candidate_of_any_family_has_the_figures_that_were_predicted(name: str, data: st.DataObject):
     check(name, data)
