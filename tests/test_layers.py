@@ -44,18 +44,7 @@ MAY_IMPORT = {
     "run": [*CORE, "passes", "export", "source", "compressed", "recipe", "calibration"],
     "searching": [*CORE, "passes", "export", "source", "compressed", "run", "recipe", "calibration"],
     "fxcompress": [*CORE, "passes", "export", "compressed", "run", "searching"],
-    "cli": [
-        *CORE,
-        "passes",
-        "export",
-        "source",
-        "compressed",
-        "run",
-        "recipe",
-        "calibration",
-        "searching",
-        "fxcompress",
-    ],
+    "cli": [*CORE, "passes", "export", "source", "compressed", "run", "recipe", "searching", "fxcompress"],
 }
 
 FAMILIES = """

@@ -9,17 +9,15 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fxcompress.calibration import read_calibration, require_known
 from fxcompress.cli.options import MODEL, REVISION
 from fxcompress.cli.progress import Steps
-from fxcompress.export.files import prepare_output
-from fxcompress.observe import batches_of
+from fxcompress.layer_scores import LayerScore
 from fxcompress.recipe import Calibration
 from fxcompress.searching.budget import budgets_of
 from fxcompress.searching.choices import read_axes
 from fxcompress.searching.found import Found
 from fxcompress.searching.profile import Name, Profile
-from fxcompress.searching.run import NEEDED_BYTES, Request, carry_out
+from fxcompress.searching.run import Request, search_source
 from fxcompress.source import open_source
 
 OUT = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The directory to write")]
@@ -44,6 +42,7 @@ def search(
     profile: Annotated[Name, typer.Option(help="What is to load the result")] = "fxcompress",
     tensor_parallel: Annotated[int, typer.Option(min=1, help="Devices that the result is split on")] = 1,
     score: Annotated[str, typer.Option(metavar="SCORE", help="Of the passes")] = "activation",
+    layer_order: Annotated[LayerScore, typer.Option(help="What says which layers matter least")] = "cosine",
     trials: Annotated[int, typer.Option(min=1, help="Candidates that are cut and scored")] = 64,
     best: Annotated[int, typer.Option(min=1, help="Of them, those that are proven and become recipes")] = 5,
     samples: Annotated[int, typer.Option(min=1, help="Pieces of the text")] = 64,
@@ -62,17 +61,10 @@ def search(
     text = Calibration.model_validate({"file": str(calibration), "samples": samples, "length": length})
     served = Profile(profile, tensor_parallel)
     axes = read_axes(axis) if axis else None
-    request = Request(budgets_of(budget), axes, served, score, None, trials, best, device, text)
+    request = Request(budgets_of(budget), axes, served, score, layer_order, trials, best, device, text)
     request.check()
     source = open_source(model, revision, progress=steps)
-    prepare_output(out, NEEDED_BYTES, source.directory)
-    if not random:
-        source.check_weights()
-    with steps("tokens of the calibration text"):
-        ids = read_calibration(text, source.folder)
-    opened = source.opened(random)
-    require_known(ids, opened.program.origin.config.get_text_config().vocab_size)
-    _show(carry_out(request, opened, batches_of(ids), out, source.directory, steps), model, out)
+    _show(search_source(request, source, out, random, steps), model, out)
 
 
 def _show(found: Found, model: str, out: Path) -> None:

@@ -25,7 +25,7 @@ _WRITTEN: dict[str, Mapping[str, Any]] = {  # by figure, the smallest unit first
 }
 UNITS = _WRITTEN | {"weights": _BYTES | _BINARY, "bytes": _BYTES | _BINARY, "throughput": {"": 1} | _PER_SECOND}
 
-_NUMBER = r"\d{1,18}(?:\.\d{1,18})?(?:[eE][+-]?\d{1,2})?"
+_NUMBER = r"\d{1,18}(?:\.\d{1,30})?(?:[eE][+-]?\d{1,2})?"
 _BUDGET = re.compile(rf"\s*(\w+)\s*(<=|>=)\s*({_NUMBER})\s*([A-Za-z/]*)(?:\s*\bat\b(.*))?\s*")
 _CONDITION = re.compile(r"\s*(\w+)\s*=\s*([\w.]+)\s*")
 

@@ -1,43 +1,71 @@
-"""Which layers go where some have to: from the last but one backwards.
+"""Which layers go where some have to: those that matter least come first in one order, for any number of layers.
 
-The first and the last layers matter most, and a run of layers before the last one is what Minitron in practice found
-best to drop (arXiv 2408.11796, section on depth). An order of one's own can be given instead.
+The order is by a score of each layer alone in the whole model (``fxcompress.layer_scores``), or one of the caller's
+own. Runs of consecutive layers, which were found better where depth alone is cut (Minitron in practice, arXiv
+2408.11796, section 2), are no such order: ``RemoveLayers(count=..., contiguous=True)`` finds them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from torch import fx
 
 from fxcompress import blocks
+from fxcompress.batches import Batch
 from fxcompress.bounded import quoted
 from fxcompress.errors import CompressError
+from fxcompress.gather import gather
+from fxcompress.layer_scores import LayerScore, importance, watch_of
 from fxcompress.passes import RemoveLayers
 from fxcompress.program import Program
+from fxcompress.progress import Progress, silent
+from fxcompress.statistics import Statistics
 
-LayerOrder: TypeAlias = "Sequence[int] | Callable[[Program], Sequence[int]] | None"
+LayerOrder: TypeAlias = "str | Sequence[int] | Callable[[Program], Sequence[int]]"
 
 
-def layer_order(program: Program, asked: LayerOrder = None) -> tuple[int, ...]:
+def layer_order(
+    program: Program, asked: LayerOrder, batches: Sequence[Batch] = (), progress: Progress = silent
+) -> tuple[int, ...]:
     """Positions of all layers, the first to go first; none where the model has no list of residual blocks.
 
-    asked: an order of one's own, or a function that finds one. Raises CompressError where it is no order of all layers.
+    asked: "cosine", "loss", "kl" or "hidden", which need batches; all positions; or a function that finds them.
+    Raises CompressError where that is no order of all layers.
     """
-    count = len(stack(program))
-    if asked is None:
-        return (*range(count - 2, -1, -1), *([count - 1] if count else []))
-    order = tuple(asked(program)) if callable(asked) else tuple(asked)
-    if sorted(order) != list(range(count)):
-        raise CompressError(f"layer_order={quoted(order)} does not name each of the {count} layers once, from 0 on")
-    return order
+    paths = stack(program)
+    if isinstance(asked, str):
+        return _by_score(program, paths, asked, batches, progress)
+    order: Any = asked(program) if callable(asked) else asked
+    if sorted(order) != list(range(len(paths))):
+        raise CompressError(
+            f"layer_order={quoted(order)} does not name each of the {len(paths)} layers once, from 0 on"
+        )
+    return tuple(order)
+
+
+def check_order(asked: Any) -> None:
+    """Raise CompressError for a score that is not there."""
+    if isinstance(asked, str) and asked not in get_args(LayerScore):
+        there = ", ".join(get_args(LayerScore))
+        raise CompressError(
+            f"layer_order={quoted(asked)} is unknown; there are {there}, or give the positions in order"
+        )
+
+
+def _by_score(
+    program: Program, paths: Sequence[str], score: Any, batches: Sequence[Batch], progress: Progress
+) -> tuple[int, ...]:
+    statistics = gather(program, [watch_of(program, (path,), score) for path in paths], batches, progress)
+    values = [importance(program, (path,), score, statistics) for path in paths]
+    return tuple(sorted(range(len(paths)), key=values.__getitem__))
 
 
 def stack(program: Program) -> list[str]:
     """The paths of the layers that RemoveLayers counts; none where the model has no list of residual blocks."""
     try:
-        step, _ = RemoveLayers(layers=(0,)).decide(program, {})
+        step, _ = RemoveLayers(layers=(0,)).decide(program, Statistics())
     except CompressError:
         return []
     container, _, _ = step.remove[0].rpartition(".")

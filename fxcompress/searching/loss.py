@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxcompress.batches import Batch
 from fxcompress.errors import CompressError
-from fxcompress.observe import Batch
 from fxcompress.program import Program
 
 

@@ -10,33 +10,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from fxcompress.batches import Batch, batches_of, require_fitting
 from fxcompress.bounded import one_line, quoted
+from fxcompress.calibration import read_calibration
 from fxcompress.compressed import CompressedModel, checks, open_model
 from fxcompress.errors import CompressError
 from fxcompress.export.files import prepare_output
 from fxcompress.journal import journaled
-from fxcompress.observe import Batch, batches_of
 from fxcompress.passes import PruneAxes
 from fxcompress.program import Program
 from fxcompress.progress import Progress, silent
 from fxcompress.recipe import Calibration
 from fxcompress.score import Score
 from fxcompress.searching.budget import Budget, budgets_of
-from fxcompress.searching.candidates import Candidates, candidates
+from fxcompress.searching.candidates import candidates
 from fxcompress.searching.choices import open_space
-from fxcompress.searching.depth import LayerOrder, layer_order
+from fxcompress.searching.depth import LayerOrder, check_order, layer_order, stack
 from fxcompress.searching.found import Found
 from fxcompress.searching.identity import key_of_search
 from fxcompress.searching.profile import ANYTHING, Profile
-from fxcompress.searching.stages import Stages
+from fxcompress.searching.space import LAYERS, Space
+from fxcompress.searching.stages import Stage, Stages
 from fxcompress.searching.trial import Bench
-from fxcompress.source import Opened
+from fxcompress.source import Opened, Source
 
 NEEDED_BYTES = 1 << 22  # recipes, a table and a picture
 
@@ -49,7 +52,7 @@ class Request:
     axes: Any = None
     profile: Profile = ANYTHING
     score: Score = "activation"
-    layer_order: LayerOrder = None
+    layer_order: LayerOrder = "cosine"
     trials: int = 64
     best: int = 5
     device: str | None = None
@@ -58,6 +61,7 @@ class Request:
     def check(self) -> None:
         """Raise CompressError for what can be refused before anything is captured."""
         PruneAxes(size=1, score=self.score)
+        check_order(self.layer_order)
         if not 1 <= self.best <= self.trials:
             raise CompressError(f"best={self.best} of trials={self.trials}: at least one, and no more than are tried")
         if self.device is not None:
@@ -73,7 +77,7 @@ def search(
     profile: str = "fxcompress",
     tensor_parallel: int = 1,
     score: Score = "activation",
-    layer_order: LayerOrder = None,
+    layer_order: LayerOrder = "cosine",
     trials: int = 64,
     best: int = 5,
     device: str | None = None,
@@ -89,7 +93,8 @@ def search(
     for all that the model has: see ``fxcompress.searching.choices``.
     calibration: batches of token ids, for scores and for the loss that ranks.
     profile, tensor_parallel: what is to serve the result, on how many devices: see ``fxcompress.searching.profile``.
-    score: of the passes. layer_order: see ``fxcompress.searching.depth``.
+    score: of the passes. layer_order: which layers go first, by a score or by their positions: see
+    ``fxcompress.searching.depth``.
     trials: how many candidates are cut and scored, the largest first; with a measured budget, spread over all sizes.
     best: how many are proven and become recipes.
     device: "cpu" or "cuda", where all weights are held meanwhile; else they stay in the model, or in files.
@@ -108,6 +113,17 @@ def search(
     return carry_out(request, opened, batches_of(calibration), out, original, progress)
 
 
+def search_source(request: Request, source: Source, out: str | Path, random: bool, progress: Progress) -> Found:
+    """Search for smaller models of a checkpoint, scored and ranked on the text that the request names."""
+    assert request.text is not None, "the command line asks for it"
+    prepare_output(out, NEEDED_BYTES, source.directory)
+    if not random:
+        source.check_weights()
+    with progress("tokens of the calibration text"):
+        batches = batches_of(read_calibration(request.text, source.folder))
+    return carry_out(request, source.opened(random), batches, out, source.directory, progress)
+
+
 def carry_out(
     request: Request,
     opened: Opened,
@@ -118,11 +134,11 @@ def carry_out(
 ) -> Found:
     """Search, and write what was found to ``out``, which may not lie in the directory of the original."""
     folder = None if out is None else _output(request, out, original)
-    bench, found = _prepared(request, opened, batches, progress)
+    space = _space(request, opened.program, batches)
     if folder is None:
-        return Stages(bench, found, request.trials, request.best, None, progress).run(request.text)
-    with journaled(folder, key_of_search(request, bench)) as (beside, journal):
-        result = Stages(bench, found, request.trials, request.best, journal, progress).run(request.text)
+        return _searched(request, opened, space, batches, lambda _, make: make(), progress)
+    with journaled(folder, key_of_search(request, opened, space, batches)) as (beside, journal):
+        result = _searched(request, opened, space, batches, journal.stage, progress)
         result.write(beside, folder)
     return result
 
@@ -133,23 +149,33 @@ def _output(request: Request, out: str | Path, original: Path | None) -> Path:
     return prepare_output(out, NEEDED_BYTES, original)
 
 
-def _prepared(
-    request: Request, opened: Opened, batches: Sequence[Batch], progress: Progress
-) -> tuple[Bench, Candidates]:
-    """All that trials need, and the candidates; whatever can be refused is refused here."""
-    program = opened.program
+def _space(request: Request, program: Program, batches: Sequence[Batch]) -> Space:
+    """What can be searched. Layers that are to be scored are still in the order of the model."""
     if program.is_meta:
         raise CompressError("the model is on meta: without values there is no loss to rank by")
-    space = open_space(program, request.axes, layer_order(program, request.layer_order))
-    space = request.profile.narrowed(space, program)
+    if program.origin.config is not None:
+        require_fitting(batches, program.origin.config)
+    layers = range(len(stack(program)))
+    order = layers if isinstance(request.layer_order, str) else layer_order(program, request.layer_order)
+    return request.profile.narrowed(open_space(program, request.axes, order), program)
+
+
+def _searched(
+    request: Request, opened: Opened, space: Space, batches: Sequence[Batch], stage: Stage, progress: Progress
+) -> Found:
+    program = opened.program
+    with progress("checks of the original"):
+        stage("checks", partial(checks, opened, verify=True))
+    opened = _moved(opened, request.device)
+    batches = [{name: tensor.to(opened.program.device) for name, tensor in batch.items()} for batch in batches]
+    if space[LAYERS] and isinstance(request.layer_order, str):
+        order = stage("layers", partial(layer_order, opened.program, request.layer_order, batches, progress))
+        space = replace(space, layer_order=tuple(order))
     with progress("candidates"):
         found = candidates(program, space, request.budgets)
-    with progress("checks of the original"):
-        checks(opened, verify=True)
-    opened = _moved(opened, request.device)
-    here = [{name: tensor.to(opened.program.device) for name, tensor in batch.items()} for batch in batches]
     with progress("the original as it is served"):
-        return Bench(opened, space, request.budgets, request.profile, request.score, here), found
+        bench = Bench(opened, space, request.budgets, request.profile, request.score, batches)
+    return Stages(bench, found, request.trials, request.best, stage, progress).run(request.text)
 
 
 def _moved(opened: Opened, device: str | None) -> Opened:

@@ -1,6 +1,6 @@
 """The stages of a search: score the original, try one candidate after the other, prove the best.
 
-Each trial and each proof is a stage of a journal, where there is one: what it gave is not computed again.
+Each trial and each proof is a stage by its name: what a journal has is not computed again.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from fxcompress.errors import CompressError
-from fxcompress.journal import Journal
 from fxcompress.memory import Footprint
 from fxcompress.progress import Progress
 from fxcompress.recipe import Calibration
@@ -23,6 +22,7 @@ from fxcompress.searching.candidates import Candidates
 from fxcompress.searching.found import Best, Found
 from fxcompress.searching.trial import Bench, Trial
 
+Stage: TypeAlias = "Callable[[str, Callable[[], Any]], Any]"
 _REFUSED = 8  # candidates that cannot be loaded, for each that may be tried
 
 
@@ -34,7 +34,7 @@ class Stages:
     found: Candidates
     most: int
     wanted: int
-    journal: Journal | None
+    stage: Stage
     progress: Progress
     trials: list[Trial] = field(default_factory=list)
 
@@ -49,12 +49,9 @@ class Stages:
         best = tuple(self._prove())
         return Found(self.bench.budgets, original, tuple(self.trials), best, len(self.found), text)
 
-    def _stage(self, what: str, make: Callable[[], Any]) -> Any:
-        return make() if self.journal is None else self.journal.stage(what, make)
-
     def _original(self) -> Trial:
         with self.progress("loss of the original", len(self.bench.batches)) as advance:
-            loss = self._stage("original", lambda: _finite(self.bench.original_loss(advance)))
+            loss = self.stage("original", lambda: _finite(self.bench.original_loss(advance)))
         if loss is None:
             raise CompressError("the loss of the model itself is not finite on this calibration: nothing can be ranked")
         count = Footprint.of(self.bench.program)
@@ -73,7 +70,7 @@ class Stages:
         candidate, leader = self.found[i], min(self._able(), key=_loss, default=None)
         so_far = f"; best so far {leader.loss:.4f} with {leader}" if leader else ""
         with self.progress(f"trial {len(self.trials) + 1}, {candidate}{so_far}", len(self.bench.batches)) as advance:
-            trial = self._stage(f"trial {candidate}", lambda: self.bench.try_out(candidate, advance).to_json())
+            trial = self.stage(f"trial {candidate}", lambda: self.bench.try_out(candidate, advance).to_json())
         self.trials.append(Trial(**trial))
 
     def _able(self) -> list[Trial]:
@@ -84,7 +81,7 @@ class Stages:
         best = 0
         for trial in sorted(self._able(), key=_loss):
             with self.progress(f"proof of {trial}"):
-                proof = self._stage(f"proof {trial}", partial(self.bench.prove, trial.sizes))
+                proof = self.stage(f"proof {trial}", partial(self.bench.prove, trial.sizes))
             if proof["why"]:
                 self.trials[self.trials.index(trial)] = replace(trial, why=proof["why"])
                 continue

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from fxcompress.batches import Batch
 from fxcompress.export.config import NotExpressible
-from fxcompress.observe import Batch
-from fxcompress.pipeline import Pipeline
+from fxcompress.gather import gather
+from fxcompress.pipeline import Pipeline, Record
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.rewrite import rewrite
@@ -23,6 +24,7 @@ from fxcompress.searching.loss import zero_shot_loss
 from fxcompress.searching.profile import Profile
 from fxcompress.searching.space import Sizes, Space, said
 from fxcompress.source import Opened
+from fxcompress.statistics import Statistics
 from fxcompress.streamed import META
 
 
@@ -58,6 +60,7 @@ class Bench:
     profile: Profile
     score: Score
     batches: Sequence[Batch]
+    statistics: Statistics = field(default_factory=Statistics)  # of the original: they serve all trials
     _originals: dict[Budget, Work] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -88,7 +91,7 @@ class Bench:
         figures: dict[str, float] = {str(budget): value for budget, value in candidate.figures.items()}
         if why := self.why_not(candidate):
             return Trial(candidate.sizes, candidate.parameters, figures, why=why)
-        small, steps = self._run(Pipeline(self.space.passes(candidate.sizes, self.score), verify=False))
+        small, steps, _ = self._cut(candidate.sizes, verify=False)
         loss = zero_shot_loss(small, self.batches, advance)
         if not math.isfinite(loss):
             return Trial(candidate.sizes, candidate.parameters, figures, why="its loss is not finite")
@@ -98,15 +101,20 @@ class Bench:
 
     def prove(self, sizes: Sizes) -> dict[str, Any]:
         """The laws after every pass, and why its profile cannot load it after all. Raises ProofError."""
-        pipeline = Pipeline(self.space.passes(sizes, self.score))
-        small, steps = self._run(pipeline)
-        laws = [asdict(law) | {"pass": record.name} for record in pipeline.records for law in record.laws]
+        small, steps, records = self._cut(sizes, verify=True)
+        laws = [asdict(law) | {"pass": record.name} for record in records for law in record.laws]
         return {"laws": laws, "why": self.profile.why_not(small, steps)}
 
-    def _run(self, pipeline: Pipeline) -> tuple[Program, list[Step]]:
-        """The one place that cuts with values. All steps that the result has behind it come with it."""
+    def _cut(self, sizes: Sizes, verify: bool) -> tuple[Program, list[Step], list[Record]]:
+        """The model of these sizes, with all steps that it has behind it."""
+        passes = self.space.passes(sizes, self.score)
+        missing = self.statistics.missing(watch for p in passes for watch in p.watches(self.program))
+        if missing:
+            self.statistics |= gather(self.program, missing, self.batches)
+        pipeline = Pipeline(passes, verify, statistics=self.statistics)
         small = pipeline.run(self.program, self.batches)
-        return small, [*self.opened.steps, *(record.step for record in pipeline.records)]
+        steps = [record.step for record in pipeline.records]
+        return small, [*self.opened.steps, *steps], pipeline.records
 
     def _time(self, small: Program, steps: Sequence[Step], figures: dict[str, float], ratios: dict[str, float]) -> str:
         """Measure what the budgets ask for; returns which of them is broken."""

@@ -21,7 +21,7 @@ from fxcompress.pipeline import Pipeline
 from fxcompress.searching.budget import Budget, budgets_of
 from fxcompress.searching.candidates import Candidate, Candidates, candidates
 from fxcompress.searching.choices import open_space
-from fxcompress.searching.depth import layer_order
+from fxcompress.searching.depth import stack
 from fxcompress.searching.predict import Predictor
 from fxcompress.searching.space import Choices, Space
 from tests import models
@@ -35,9 +35,15 @@ def on_meta(name: str) -> Program:
     return models.captured(name, torch.float32).on_device(torch.device("meta"))
 
 
+def from_the_back(program: Program) -> tuple[int, ...]:
+    """An order of layers in which the last one stays."""
+    count = len(stack(program))
+    return (*range(count - 2, -1, -1), *range(count - 1, count)) if count else ()
+
+
 @functools.cache
 def whole_space(name: str) -> Space:
-    return open_space(on_meta(name), None, layer_order(on_meta(name)))
+    return open_space(on_meta(name), None, from_the_back(on_meta(name)))
 
 
 def rewritten(name: str, space: Space, candidate: Candidate) -> Footprint:
@@ -108,7 +114,7 @@ def test_a_candidate_of_any_family_has_the_figures_that_were_predicted(name: str
 
 def test_nothing_that_keeps_the_budget_is_left_out_and_the_largest_come_first():
     program = on_meta("llama")
-    space = open_space(program, {"ffn": [40, 80], "width": [24, 48], "layers": [2, 3]}, layer_order(program))
+    space = open_space(program, {"ffn": [40, 80], "width": [24, 48], "layers": [2, 3]}, from_the_back(program))
     counts = {}
     for ffn, width, layers in itertools.product([40, 80], [24, 48], [2, 3]):
         sizes = {"ffn": ffn, "width": width, "layers": layers}
@@ -162,7 +168,7 @@ def test_budgets_that_leave_nothing_together_name_what_is_broken():
 def test_a_space_without_end_is_refused_before_it_is_counted():
     program = on_meta("nemotron_h")
     fine = {"width": (1, 48, 1), "ffn": (1, 80, 1), "ssm_channels": (1, 10, 1), "ssm_heads": None, "layers": (1, 5, 1)}
-    space = open_space(program, {**fine, "query_heads": [2, 4, 6]}, layer_order(program))
+    space = open_space(program, {**fine, "query_heads": [2, 4, 6]}, from_the_back(program))
     assert len(space) < 4194304  # the tiny model has no more
     huge = dataclasses.replace(space, choices=(*space.choices, *space.choices))
     with pytest.raises(CompressError, match="combinations; 4,194,304 are counted: take larger steps"):
@@ -191,7 +197,7 @@ def test_a_wrong_size_shows_in_the_figures(fault, monkeypatch):
 
 def test_layers_that_are_forgotten_show_in_the_figures(monkeypatch):
     program = on_meta("llama")
-    space = open_space(program, {"layers": [2]}, layer_order(program))
+    space = open_space(program, {"layers": [2]}, from_the_back(program))
     (candidate,) = candidates(program, space, budgets_of("parameters<=1B"))
     real = rewritten("llama", space, candidate)
     monkeypatch.setattr(Space, "removed", lambda self, layers: ())

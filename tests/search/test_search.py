@@ -8,6 +8,7 @@ from rich.console import Console
 from torch import nn
 
 from fxcompress import CompressError, ProofError, verify
+from fxcompress.gather import gather
 from fxcompress.pipeline import Pipeline
 from fxcompress.recipe import Recipe
 from fxcompress.searching import trial
@@ -94,6 +95,18 @@ def test_what_stock_transformers_cannot_hold_is_not_tried(small_search):
     assert [(t.sizes["width"], bool(t.why)) for t in only.trials] == [(36, False)]
     with pytest.raises(CompressError, match=r"none of the 1 candidates.*width=32: .*no config of LlamaForCausalLM"):
         small_search(space={"width": [32]}, profile="transformers", trials=1, best=1)
+
+
+def test_the_original_is_observed_once_for_all_trials(small_search, monkeypatch):
+    asked = []
+
+    def gathering(program, watches, batches):
+        asked.append(list(watches))
+        return gather(program, watches, batches)
+
+    monkeypatch.setattr(trial, "gather", gathering)
+    small_search(space={"ffn": [40, 48, 56]}, budget="parameters<=50K", trials=3, best=2)
+    assert len(asked) == 1
 
 
 # What cannot win
@@ -210,6 +223,8 @@ def test_of_a_plain_module_the_prompt_alone_is_measured(small_search):
         ({"best": 5}, "best=5 of trials=4"),
         ({"device": "moon"}, "device='moon' is not there"),
         ({"layer_order": (0, 1)}, "does not name each of the 3 layers once"),
+        ({"layer_order": "cosin"}, "layer_order='cosin' is unknown; there are cosine, loss, kl, hidden"),
+        ({"calibration": [models.ids(2, 8) + 1000]}, "tokenizer and model do not belong together"),
     ],
 )
 def test_a_request_that_means_nothing_is_refused(small_search, arguments, why):
@@ -228,7 +243,7 @@ def test_a_model_whose_own_loss_is_not_finite_ranks_nothing(small_search):
     program = models.captured("llama", torch.float32)
     broken = program.map_state(lambda name, t: t * 1e38)
     with pytest.raises(CompressError, match="the loss of the model itself is not finite"):
-        small_search(model=broken)
+        small_search(model=broken, space={"ffn": [40, 48]}, budget="parameters<=50K")
 
 
 def test_a_model_without_values_is_refused(small_search):
