@@ -9,6 +9,7 @@ from fxcompress.batches import Batch
 from fxcompress.export.save import versions
 from fxcompress.journal import key_of
 from fxcompress.kept_statistics import digest, fingerprint
+from fxcompress.read_score import criterion
 from fxcompress.searching.space import Space
 from fxcompress.source import Opened
 
@@ -27,7 +28,7 @@ def key_of_search(request: Request, opened: Opened, space: Space, batches: Seque
             "space": {axis.name: axis.sizes for axis in space.choices},
             "layer_order": [space.layer_order, request.layer_order if isinstance(request.layer_order, str) else ""],
             "profile": vars(request.profile),
-            "score": request.score,
+            "score": str(criterion(request.score)),
             "trials": request.trials,
             "best": request.best,
             "device": request.device,

@@ -27,8 +27,9 @@ from fxcompress.journal import journaled
 from fxcompress.passes import PruneAxes
 from fxcompress.program import Program
 from fxcompress.progress import Progress, silent
+from fxcompress.read_score import criterion
 from fxcompress.recipe import Calibration
-from fxcompress.score import Score
+from fxcompress.score import Own, Score
 from fxcompress.searching.budget import Budget, budgets_of
 from fxcompress.searching.candidates import candidates
 from fxcompress.searching.choices import open_space
@@ -144,7 +145,7 @@ def carry_out(
 
 
 def _output(request: Request, out: str | Path, original: Path | None) -> Path:
-    if not isinstance(request.score, str):
+    if isinstance(criterion(request.score), Own):
         raise CompressError("a score of your own does not fit into a recipe: give its name, or leave out= away")
     return prepare_output(out, NEEDED_BYTES, original)
 

@@ -15,19 +15,11 @@ from fxcompress import CompressError, capture
 from fxcompress.memory import Footprint, Memory, Precision, memory, read_bits
 from fxcompress.passes import PruneAttentionHeads, PruneFFN, PruneSSMHeads
 from tests import models, plain
+from tests.recipes.published import PUBLISHED
 
 BATCH, CONTEXT = 2, 11
 CONV_KERNEL = 4  # of all tiny models
 
-# 98 letters: 45 Mamba, 48 feed-forward, 5 attention layers
-PATTERN_47B = "M-M-M-M-M-M-M-M-M*-M-M-M-M-M-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-M-M---MM---M-M*-M-M-M-M-M-"
-HYBRID_47B = {
-    "model_type": "nemotron_h",
-    **{"vocab_size": 131072, "hidden_size": 8192, "intermediate_size": 30720},
-    "layers_block_type": [{"M": "mamba", "-": "mlp", "*": "attention"}[letter] for letter in PATTERN_47B],
-    **{"mamba_num_heads": 256, "mamba_head_dim": 64, "ssm_state_size": 256, "n_groups": 8},
-    **{"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128},
-}
 SERVED = Precision(weights=4, cache=8, state=16, convolution=16)
 GIB = 2**30
 
@@ -118,7 +110,9 @@ def test_the_published_memory_of_the_47b_hybrid_follows_from_its_counts():
 @pytest.mark.slow
 def test_the_47b_hybrid_itself_takes_the_published_memory():
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**HYBRID_47B), dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**PUBLISHED["mini-puzzle"].sizes), dtype=torch.bfloat16
+        )
     found = memory(capture(model), 1, 1_000_000, SERVED)
     assert round(2 * found.weights / 1e9, 1) == 46.8
     assert found.cache == 5 * 2 * 8 * 128 * 1_000_000

@@ -8,6 +8,7 @@ from rich.console import Console
 from torch import nn
 
 from fxcompress import CompressError, ProofError, verify
+from fxcompress.criteria import Activation
 from fxcompress.gather import gather
 from fxcompress.pipeline import Pipeline
 from fxcompress.recipe import Recipe
@@ -55,6 +56,11 @@ def test_every_pass_of_the_best_is_proven(found):
 def test_a_recipe_is_what_compress_takes(found):
     for i, best in enumerate(found.best):
         assert tuple(Recipe.from_yaml(found.recipe(i)).passes()) == best.passes
+
+
+def test_a_criterion_stands_in_the_recipe_with_its_options(small_search):
+    result = small_search(score=Activation(sequence="l2"), trials=1, best=1)
+    assert Recipe.from_yaml(result.recipe(0)).passes()[0].score == "activation(sequence=l2)"
 
 
 def test_the_table_has_the_model_as_it_is_the_best_and_the_others(found):
