@@ -61,7 +61,7 @@ class Skips(Run):
             whole = self._values[self._output], self._values[self._hidden]
             for watch, detour in self._detours.items():
                 part = self._without(detour)
-                found = _losses(batch["input_ids"], mask, whole, part)
+                found = losses(batch["input_ids"], mask, whole, part)
                 if any(value.isnan() for value in found.values()):
                     raise CompressError(f"the logits hold NaN at {said(self._output)}")
                 self.sums[watch] = sums.add(self.sums.get(watch), found)
@@ -130,7 +130,7 @@ def last_hidden(output: fx.Node) -> fx.Node:
 _PROJECTIONS = {aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default}
 
 
-def _losses(ids: Tensor, mask: Tensor, whole: tuple[Tensor, Tensor], part: tuple[Tensor, Tensor]) -> Sums:
+def losses(ids: Tensor, mask: Tensor, whole: tuple[Tensor, Tensor], part: tuple[Tensor, Tensor]) -> Sums:
     """Sums over the tokens that predict a next one, in float64; logits (b, l, v), hidden states (b, l, h)."""
     counts = mask[:, 1:] & mask[:, :-1]
     (reference, before), (logits, after) = ((a[:, :-1][counts], b[:, :-1][counts]) for a, b in (whole, part))

@@ -1,0 +1,353 @@
+"""Puzzle: the integer program against all combinations, costs against the rewrite, scores against whole runs."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fxcompress
+from fxcompress import CompressError, graph
+from fxcompress.gather import gather
+from fxcompress.layer_scores import importance, watch_of
+from fxcompress.memory import Footprint
+from fxcompress.plan import Step
+from fxcompress.searching import assignment, library, replacement
+from fxcompress.searching.assignment import Bound, assign
+from fxcompress.searching.budget import Budget, budgets_of
+from fxcompress.searching.library import CUTS, Costed, costed, options
+from fxcompress.searching.puzzle import Solution, puzzle
+from fxcompress.searching.replacement import losses_of
+from fxcompress.searching.subblocks import Decisions, footprint, rewritten, subblocks
+from fxcompress.skipping import last_hidden, losses
+from fxcompress.statistics import Statistics
+from tests import models
+
+IDS, MASK = models.left_padded(3, 12)
+BATCHES = [{"input_ids": IDS, "attention_mask": MASK}]
+ALL = dict.fromkeys(CUTS)
+
+
+def program(name: str = "nemotron_h") -> fxcompress.Program:
+    return models.captured(name, torch.float32)
+
+
+@functools.cache
+def costed_library(name: str = "nemotron_h") -> tuple[tuple[Costed, ...], ...]:
+    """Every choice of every subblock, with scores that need no calibration."""
+    decisions = Decisions(program(name), Statistics())
+    blocks = subblocks(program(name))
+    return tuple(tuple(costed(decisions, options(program(name), block, ALL, "magnitude"))) for block in blocks)
+
+
+def together(chosen: tuple[Costed, ...]) -> Step:
+    keep = {key: index for one in chosen for key, index in one.step.keep.items()}
+    return Step("together", keep, tuple(path for one in chosen for path in one.step.remove))
+
+
+# The integer program.
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[list[list[float]], list[Bound]]:
+    """A few layers with a few choices each, with one to three bounds that some combinations keep and some do not."""
+    shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=5))
+
+    def numbers(of: st.SearchStrategy) -> list[list]:
+        return [draw(st.lists(of, min_size=n, max_size=n)) for n in shape]
+
+    scores = numbers(st.floats(0, 1))
+    bounds = []
+    for _ in range(draw(st.integers(1, 3))):
+        costs = numbers(st.integers(-(10**11), 10**6))
+        bounds.append(Bound(costs, draw(st.integers(sum(map(min, costs)), sum(map(max, costs))))))
+    return scores, bounds
+
+
+def total(scores: list[list[float]], chosen: tuple[int, ...]) -> float:
+    return sum(layer[c] for layer, c in zip(scores, chosen, strict=True))
+
+
+def keepers(scores: list[list[float]], bounds: list[Bound]) -> Iterator[tuple[int, ...]]:
+    """All combinations that keep every bound."""
+    for chosen in itertools.product(*(range(len(layer)) for layer in scores)):
+        if all(total(bound.costs, chosen) <= bound.limit for bound in bounds):
+            yield chosen
+
+
+@given(problem=problems())
+def test_the_choice_is_the_best_of_all_combinations(problem):
+    scores, bounds = problem
+    best = min((total(scores, chosen) for chosen in keepers(scores, bounds)), default=None)
+    chosen = assign(scores, bounds)
+    if best is None:
+        assert chosen is None
+    else:
+        assert chosen in set(keepers(scores, bounds))
+        assert total(scores, chosen) == pytest.approx(best, rel=1e-6, abs=1e-8)
+
+
+@given(problem=problems(), apart=st.integers(1, 3))
+def test_solutions_differ_in_as_many_layers_as_asked_and_none_is_left_out(problem, apart):
+    scores, bounds = problem
+    found: list[tuple[int, ...]] = []
+    while len(found) < 5 and (chosen := assign(scores, bounds, [(one, apart) for one in found])) is not None:
+        assert all(sum(a != b for a, b in zip(chosen, other, strict=True)) >= apart for other in found)
+        found.append(chosen)
+    sums = [total(scores, chosen) for chosen in found]
+    assert sums == pytest.approx(sorted(sums), abs=1e-8)
+    if apart == 1:
+        assert len(found) == min(5, sum(1 for _ in keepers(scores, bounds)))
+
+
+def test_a_limit_is_kept_to_the_last_byte():
+    """Far below what the solver's tolerance sees."""
+    costs = [[0, -(10**12)], [0, -(10**12) + 1]]
+    assert assign([[0, 1], [0, 0.5]], [Bound(costs, -(10**12))]) == (1, 0)
+    assert assign([[0, 1], [0, 0.5]], [Bound(costs, -(10**12) + 1)]) == (0, 1)
+
+
+# Costs.
+
+
+def all_budgets() -> tuple[Budget, ...]:
+    return budgets_of(["parameters<=1", "weights<=1B at weights=4.5", "bytes<=1B at batch=3, context=50, cache=fp8"])
+
+
+def check_costs(name: str, seed: int) -> None:
+    """What choices save alone adds up to what they save together, and the passes leave just that."""
+    draw = random.Random(seed)
+    chosen = tuple(draw.choice(several) for several in costed_library(name))
+    if all(one.option.name == library.LEAVE_OUT for one in chosen):
+        return
+    before, after = footprint(program(name), Step("whole")), Footprint.of(rewritten(program(name), together(chosen)))
+    assert footprint(program(name), together(chosen)).parameters == after.parameters
+    for budget in all_budgets():
+        predicted = budget.value(before) + sum(one.cost(budget) for one in chosen)
+        slack = 0 if budget.figure == "parameters" else 3 * len(chosen)  # each part is rounded up to whole bytes
+        assert budget.value(after) <= predicted <= budget.value(after) + slack
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["llama", "nemotron_h"])
+def test_costs_of_single_choices_add_up_to_those_of_the_rewritten_model(name: str, seed: int):
+    check_costs(name, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.ALL)
+def test_costs_add_up_in_every_family_whose_layers_share_no_weights(name: str):
+    for seed in range(4):
+        check_costs(name, seed)
+
+
+def test_a_lower_bound_is_rounded_to_its_own_side():
+    (upper,), (lower,) = budgets_of("weights<=1B at weights=4.5"), budgets_of("weights>=1B at weights=4.5")
+    ones = [one for several in costed_library() for one in several]
+    assert all(one.cost(upper) - 1 <= one.cost(lower) <= one.cost(upper) for one in ones)
+    assert any(one.cost(lower) != one.cost(upper) for one in ones)
+
+
+def test_a_subblock_has_the_choices_of_its_kind_and_no_others():
+    names = [[one.option.name for one in several] for several in costed_library()]
+    mamba, ffn, _, attention, _ = names
+    assert mamba == ["keep", "leave out", "ssm_heads=9", "ssm_heads=6", "ssm_heads=3"]
+    assert ffn == ["keep", "leave out", "ffn=60", "ffn=40", "ffn=20"]
+    assert attention == ["keep", "leave out", "query_heads=4", "query_heads=2", "kv_heads=1"]
+
+
+def test_heads_that_are_query_and_kv_heads_at_once_are_cut_by_one_choice_only():
+    block = next(block for block in subblocks(program("gpt2")) if block.kind == "attention")
+    names = [one.name for one in options(program("gpt2"), block, ALL, "magnitude")]
+    assert [name.partition("=")[0] for name in names if "=" in name].count("kv_heads") == 0
+    assert any(name.startswith("query_heads") for name in names)
+
+
+def test_sizes_that_a_layer_does_not_exceed_are_no_choice():
+    block = next(block for block in subblocks(program()) if block.kind == "ffn")
+    names = [one.name for one in options(program(), block, {"ffn": [80, 100, 33]}, "magnitude")]
+    assert names == ["keep", "leave out", "ffn=33"]
+
+
+# Scores.
+
+
+def whole_run(step: Step) -> dict[str, float]:
+    """What the rewritten program loses when all of it runs."""
+    ends = []
+    for one in (program(), rewritten(program(), step)):
+        output = next(n for n in one.graph.nodes if n.op == "output").args[0][0]
+        hidden = last_hidden(output)
+        seen = {}
+
+        class Seeing(torch.fx.Interpreter):
+            def run_node(self, n, seen=seen):
+                seen[n] = super().run_node(n)
+                return seen[n]
+
+        with torch.no_grad():
+            Seeing(one.module).run(*one.bind(**BATCHES[0]))
+        ends.append((seen[output], seen[hidden]))
+    sums = losses(IDS, MASK.bool(), *ends)
+    return {name: float(sums[name] / sums["count"]) for name in ("loss", "kl", "hidden")}
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_running_what_comes_after_a_layer_gives_what_running_all_gives(place: int):
+    steps = [one.step for one in costed_library()[place][1:]]
+    for found, step in zip(losses_of(program(), steps, BATCHES), steps, strict=True):
+        assert found == pytest.approx(whole_run(step), rel=1e-5, abs=1e-9)
+
+
+def test_leaving_a_layer_out_costs_what_layer_scores_say():
+    paths = [block.path for block in subblocks(program("llama"))]
+    p = program("llama")
+    found = losses_of(p, [Step("", {}, (path,)) for path in paths], BATCHES)
+    watches = {path: watch_of(p, (path,), "kl") for path in paths}
+    statistics = gather(p, watches.values(), BATCHES)
+    for path, values in zip(paths, found, strict=True):
+        for score in ("kl", "hidden", "loss"):
+            assert values[score] == pytest.approx(importance(p, (path,), score, statistics), rel=1e-5)
+
+
+def test_what_comes_before_a_replaced_layer_is_not_run_again():
+    last = subblocks(program())[-1].path
+    step = next(one.step for one in costed_library()[-1] if one.option.name.startswith("ffn"))
+    calls = replacement._Replaced(program(), step).calls
+    layers = {path for node in calls for path in graph.module_paths(node) if path.startswith("model.layers.")}
+    assert calls
+    assert all(path == last or path.startswith(last + ".") for path in layers)
+
+
+# All of it.
+
+LIMITS = ["parameters<=50K", "bytes<=210KB at context=64"]
+
+
+@functools.cache
+def solutions() -> tuple[Solution, ...]:
+    return tuple(puzzle(program(), LIMITS, BATCHES, best=3, apart=2))
+
+
+def test_the_passes_give_the_model_that_was_counted():
+    for solution in solutions()[:2]:
+        small = fxcompress.apply(program(), solution.recipe.passes(), calibration=BATCHES)
+        count = Footprint.of(small.program)
+        assert solution.parameters == count.parameters
+        assert solution.figures == {budget: budget.value(count) for budget in budgets_of(LIMITS)}
+        assert all(budget.allows(value) for budget, value in solution.figures.items())
+
+
+def test_solutions_come_best_first_and_differ():
+    scores = [solution.score for solution in solutions()]
+    assert scores == sorted(scores)
+    for one, other in itertools.combinations(solutions(), 2):
+        assert sum(a != b for a, b in zip(one.chosen, other.chosen, strict=True)) >= 2
+
+
+def test_a_roomier_budget_never_scores_worse():
+    def of(limit: int) -> float:
+        return puzzle(program(), f"parameters<={limit}", BATCHES, sizes={"ffn": [40], "ssm_heads": [6]})[0].score
+
+    assert of(70000) <= of(55000) <= of(40000)
+
+
+def test_a_cache_that_is_too_large_costs_attention_and_not_neurons():
+    (solution,) = puzzle(program(), "bytes<=1MB at context=100000", BATCHES, sizes={"ffn": [40]})
+    assert [one.name for one in solution.chosen] == ["keep", "keep", "keep", "leave out", "keep"]
+
+
+def test_the_width_of_the_residual_stream_is_no_choice():
+    with pytest.raises(CompressError, match="there is no axis 'width'; there are ffn, query_heads"):
+        puzzle(program(), LIMITS, BATCHES, sizes={"width": [24]})
+
+
+def test_one_layer_stays_however_small_the_budget():
+    with pytest.raises(CompressError) as refusal:
+        puzzle(program("mamba2"), "parameters<=1K", BATCHES)
+    least = min(
+        footprint(program("mamba2"), together(chosen)).parameters
+        for chosen in itertools.product(*costed_library("mamba2"))
+        if any(one.option.name != library.LEAVE_OUT for one in chosen)
+    )
+    said = Budget.parse("parameters<=1K").said(least)
+    assert str(refusal.value) == f"no choice of layers keeps the budget: parameters<=1K can reach {said}"
+
+
+@pytest.mark.parametrize(
+    ("budget", "given", "said"),
+    [
+        ("parameters<=1M", {}, "the model as it is keeps parameters<=1M"),
+        ("latency<=1ms at prompt=1, new=1", {}, "is measured"),
+        (LIMITS, {"metric": "cosine"}, "there are kl, hidden"),
+        (LIMITS, {"sizes": {"ffn": [0]}}, "positive whole numbers"),
+        (LIMITS, {"sizes": {"ssm_heads": [7]}}, "size=7 is not feasible: 3 rows keep the same number"),
+        (LIMITS, {"best": 0}, "best=0"),
+        (["parameters<=50K", "parameters>=49.999K"], {"sizes": {}}, "no choice of layers keeps the budget: parameters"),
+    ],
+)
+def test_what_cannot_be_found_is_refused(budget, given, said):
+    with pytest.raises(CompressError, match=said):
+        puzzle(program(), budget, BATCHES, **given)
+
+
+@pytest.mark.slow
+def test_the_winner_really_loses_less_than_most_of_what_keeps_the_budget():
+    """Sums of scores ignore interactions; what they choose is measured against choices drawn at random."""
+    budget = Budget.parse("parameters<=50K")
+    (winner,) = puzzle(program(), budget, BATCHES)
+    names = [one.name for one in winner.chosen]
+    several = costed_library()
+    mine = together(tuple(next(c for c in s if c.option.name == n) for s, n in zip(several, names, strict=True)))
+    draw, others = random.Random(0), []
+    while len(others) < 40:
+        step = together(tuple(draw.choice(choices) for choices in several))
+        count = footprint(program(), step).parameters
+        if 0.85 * winner.parameters <= count <= budget.limit:
+            others.append(step)
+    kl = [values["kl"] for values in losses_of(program(), [mine, *others], BATCHES)]
+    assert sum(other < kl[0] for other in kl[1:]) <= 4
+
+
+# Planted faults: the laws can fail.
+
+
+def test_a_solver_that_ignores_a_bound_is_seen(monkeypatch):
+    scores, bounds = [[0.0, 1.0], [0.0, 1.0]], [Bound([[2, 0], [2, 0]], 4), Bound([[1, 0], [1, 0]], 1)]
+    assert assign(scores, bounds) in set(keepers(scores, bounds))
+    whole = assignment._solve
+    monkeypatch.setattr(assignment, "_solve", lambda scores, bounds, out: whole(scores, bounds[:1], []))
+    monkeypatch.setattr(Bound, "allows", lambda self, chosen: True)
+    assert assign(scores, bounds) not in set(keepers(scores, bounds))
+
+
+def test_a_bound_that_the_solver_overlooks_is_found_when_the_costs_are_added_up(monkeypatch):
+    scores, bounds = [[0.0, 1.0], [0.0, 1.0]], [Bound([[1, 0], [1, 0]], 1)]
+    whole = assignment._solve
+    monkeypatch.setattr(assignment, "_solve", lambda scores, bounds, out: whole(scores, [], out))
+    assert assign(scores, bounds) in set(keepers(scores, bounds))
+
+
+def test_costs_that_forget_the_cache_are_seen(monkeypatch):
+    monkeypatch.setattr(library, "footprint", lambda p, step: Footprint(footprint(p, step).weights, {}, {}, {}))
+    decisions = Decisions(program(), Statistics())
+    found = costed(decisions, options(program(), subblocks(program())[3], ALL, "magnitude"))
+    budget = all_budgets()[2]
+    assert [one.cost(budget) for one in found] != [one.cost(budget) for one in costed_library()[3]]
+
+
+def test_a_weight_that_is_taken_for_unchanged_shows_in_the_scores(monkeypatch):
+    step = next(one.step for one in costed_library()[0] if one.option.name.startswith("ssm"))
+    right = losses_of(program(), [step], BATCHES)[0]
+    monkeypatch.setattr(replacement, "_is_same_tensor", lambda *given: True)
+    try:
+        wrong = losses_of(program(), [step], BATCHES)[0]
+    except (RuntimeError, StopIteration):  # shapes that do not fit
+        return
+    assert wrong != pytest.approx(right)
