@@ -14,6 +14,8 @@ from fxcompress.export.own import register as _register
 from fxcompress.program import Program
 from fxcompress.run import compress
 from fxcompress.searching import search
+from fxcompress.searching.minipuzzle import minipuzzle
+from fxcompress.searching.puzzle import puzzle
 
 _register()  # AutoConfig knows our model_type
 
@@ -30,6 +32,8 @@ __all__ = [
     "capture",
     "compress",
     "load",
+    "minipuzzle",
     "passes",
+    "puzzle",
     "search",
 ]

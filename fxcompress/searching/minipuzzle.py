@@ -14,13 +14,14 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fxcompress.batches import Batch, batches_of
+from fxcompress.batches import Batch
 from fxcompress.bounded import quoted
-from fxcompress.capture import capture
+from fxcompress.compressed import CompressedModel
 from fxcompress.errors import CompressError
 from fxcompress.gather import gather
 from fxcompress.layer_scores import importance
@@ -30,9 +31,10 @@ from fxcompress.program import Program
 from fxcompress.progress import Progress, silent
 from fxcompress.recipe import Recipe
 from fxcompress.searching.accuracy import Accuracy, accuracy, greedy
-from fxcompress.searching.budget import Budget, budgets_of
+from fxcompress.searching.budget import Budget
 from fxcompress.searching.choices import open_space
-from fxcompress.searching.space import Choices
+from fxcompress.searching.prepare import counted, fitting, open_with_values
+from fxcompress.searching.space import Choices, said
 from fxcompress.searching.subblocks import (
     KINDS,
     Decisions,
@@ -40,8 +42,6 @@ from fxcompress.searching.subblocks import (
     Subblock,
     footprint,
     removal,
-    require_counted,
-    require_values,
     rewritten,
     subblocks,
 )
@@ -64,7 +64,7 @@ class Candidate:
     figures: Mapping[Budget, int]
 
     def __str__(self) -> str:
-        return ", ".join(f"{name}={size}" for name, size in self.sizes.items())
+        return said(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Ranked:
 
 
 def minipuzzle(
-    model: nn.Module | Program,
+    model: nn.Module | Program | CompressedModel | str | Path,
     budgets: str | Budget | Sequence[str | Budget],
     batches: Any,
     *,
@@ -91,6 +91,7 @@ def minipuzzle(
 ) -> list[Ranked]:
     """The best smaller models of a grid that keep all budgets, best first, each as a recipe for ``fxcompress.apply``.
 
+    model: as ``fxcompress.apply`` takes it, with values; it is left alone.
     budgets: of parameters, weights or bytes, ``"bytes<=31.7GiB at context=1000000, weights=fp4, cache=fp8"``.
     batches: token ids (batch, length) that layers and neurons are scored on; give them as ``calibration`` with the
     passes of a recipe. validation: those that candidates are ranked on, by default the same.
@@ -105,17 +106,16 @@ def minipuzzle(
     Raises CompressError where nothing in the grid keeps the budgets, with the closest, and for budgets of time, which
     sizes do not tell. (MiniPuzzle: Nemotron-H, arXiv 2504.03624.)
     """
-    program = model if isinstance(model, Program) else capture(model, example_inputs)
-    bounds, data = budgets_of(budgets), batches_of(batches)
-    require_counted(bounds)
+    bounds = counted(budgets)
     if not 1 <= best <= trials:
         raise CompressError(f"best={best} of trials={trials}: at least one, and no more than are tried")
-    require_values(program)
+    program = open_with_values(model, example_inputs)
+    data = fitting(program, batches)
+    judged_on = data if validation is None else fitting(program, validation)
     grid = _Grid.of(program, layers, ffn, score)
     statistics = gather(program, grid.watches(), data, progress)
     decisions = Decisions(program, statistics)
     found = grid.within(bounds, decisions)
-    judged_on = data if validation is None else batches_of(validation)
     tried = _try(found[:trials], decisions, judged_on, progress)
     return sorted(tried, key=lambda one: -one.accuracy.mean)[:best]
 
@@ -219,5 +219,5 @@ def _try(
 def _closest(found: Sequence[Candidate], budgets: Sequence[Budget]) -> str:
     closest = min(found, key=lambda one: max(budget.excess(one.figures[budget]) for budget in budgets))
     broken = [budget for budget in budgets if not budget.allows(closest.figures[budget])]
-    said = ", ".join(f"{budget.said(closest.figures[budget])} for {budget}" for budget in broken)
-    return f"nothing in the grid keeps the budget; the closest, {closest}, has {said}"
+    values = ", ".join(f"{budget.said(closest.figures[budget])} for {budget}" for budget in broken)
+    return f"nothing in the grid keeps the budget; the closest, {closest}, has {values}"

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torch import nn
 
-from fxcompress.batches import Batch, batches_of
+from fxcompress.batches import Batch
 from fxcompress.bounded import quoted
-from fxcompress.capture import capture
+from fxcompress.compressed import CompressedModel
 from fxcompress.errors import CompressError
 from fxcompress.gather import gather
 from fxcompress.pipeline import Pass
@@ -29,17 +30,11 @@ from fxcompress.program import Program
 from fxcompress.progress import Progress, silent
 from fxcompress.recipe import Recipe
 from fxcompress.searching.assignment import Bound, Chosen, assign
-from fxcompress.searching.budget import Budget, budgets_of
+from fxcompress.searching.budget import Budget
 from fxcompress.searching.library import CUTS, LEAVE_OUT, Costed, Option, Sizes, check_sizes, costed, options
+from fxcompress.searching.prepare import counted, fitting, open_with_values
 from fxcompress.searching.replacement import losses_of
-from fxcompress.searching.subblocks import (
-    Decisions,
-    footprint,
-    removal,
-    require_counted,
-    require_values,
-    subblocks,
-)
+from fxcompress.searching.subblocks import Decisions, footprint, removal, subblocks
 
 Metric = Literal["kl", "hidden"]
 MOST_SOLUTIONS = 1000
@@ -57,7 +52,7 @@ class Solution:
 
 
 def puzzle(
-    model: nn.Module | Program,
+    model: nn.Module | Program | CompressedModel | str | Path,
     budgets: str | Budget | Sequence[str | Budget],
     batches: Any,
     *,
@@ -71,6 +66,7 @@ def puzzle(
 ) -> list[Solution]:
     """The choices for all layers of the least sum of scores that keep all budgets, as passes for ``fxcompress.apply``.
 
+    model: as ``fxcompress.apply`` takes it, with values; it is left alone.
     budgets: of parameters, weights or bytes, ``"bytes<=24GB at batch=8, context=32768"``.
     batches: token ids (batch, length), for scores of indices and replacements; give them as ``calibration`` with the
     passes of a recipe. sizes: by axis, "ffn", "query_heads", "kv_heads" and "ssm_heads", what may be left in a layer,
@@ -84,10 +80,11 @@ def puzzle(
     Raises CompressError where nothing keeps the budgets, with the least that can be reached; where the model as it is
     keeps them; and for budgets of time, which sizes do not tell. (Puzzle: arXiv 2411.19146.)
     """
-    program = model if isinstance(model, Program) else capture(model, example_inputs)
-    bounds, data = budgets_of(budgets), batches_of(batches)
-    sizes = dict.fromkeys(CUTS) if sizes is None else sizes
-    _check(program, bounds, sizes, metric, best, apart)
+    bounds, sizes = counted(budgets), dict.fromkeys(CUTS) if sizes is None else sizes
+    _check(sizes, metric, best, apart)
+    program = open_with_values(model, example_inputs)
+    data = fitting(program, batches)
+    _require_cut(program, bounds)
     offered = [options(program, block, sizes, score) for block in subblocks(program)]
     watches = [w for several in offered for o in several for p in o.passes if p.observes for w in p.watches(program)]
     decisions = Decisions(program, gather(program, list(dict.fromkeys(watches)), data, progress))
@@ -96,14 +93,16 @@ def puzzle(
     return _Problem(program, bounds, library, scores).solutions(best, apart)
 
 
-def _check(program: Program, budgets: Sequence[Budget], sizes: Sizes, metric: str, best: int, apart: int) -> None:
-    require_counted(budgets)
+def _check(sizes: Sizes, metric: str, best: int, apart: int) -> None:
     check_sizes(sizes)
     if metric not in get_args(Metric):
         raise CompressError(f"metric={quoted(metric)} is unknown; there are {', '.join(get_args(Metric))}")
     if not 1 <= best <= MOST_SOLUTIONS or apart < 1:
-        raise CompressError(f"best={best}, apart={apart}: 1 to {MOST_SOLUTIONS} solutions, 1 or more layers apart")
-    require_values(program)
+        raise CompressError(f"best={best}, apart={apart}: 1 to {MOST_SOLUTIONS} solutions, 1 or more subblocks apart")
+
+
+def _require_cut(program: Program, budgets: Sequence[Budget]) -> None:
+    """Raise CompressError where nothing has to go."""
     whole = footprint(program, Step("whole"))
     if all(budget.allows(budget.value(whole)) for budget in budgets):
         raise CompressError(f"the model as it is keeps {' and '.join(map(str, budgets))}: nothing has to go")

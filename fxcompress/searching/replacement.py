@@ -7,6 +7,7 @@ scoring). At most one layer's replacements are held at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ def losses_of(
 def _means(total: Sums | None, step: Step) -> dict[str, float]:
     assert total is not None
     means = {name: float(total[name] / total["count"]) for name in ("loss", "kl", "hidden")}
-    if not all(map(torch.isfinite, map(torch.tensor, means.values()))):
+    if not all(map(math.isfinite, means.values())):
         changed = ", ".join([*step.keep, *step.remove])
         raise CompressError(f"the loss is not finite when {changed} is replaced alone")
     return means

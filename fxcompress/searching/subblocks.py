@@ -16,11 +16,10 @@ from fxcompress.errors import CompressError
 from fxcompress.layer_scores import watch_of
 from fxcompress.memory import Footprint
 from fxcompress.passes import RemoveLayers
-from fxcompress.pipeline import Pass, check_values
+from fxcompress.pipeline import Pass
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.rewrite import rewrite
-from fxcompress.searching.budget import Budget
 from fxcompress.searching.depth import alive, stack
 from fxcompress.statistics import Statistics, Watch
 
@@ -89,20 +88,6 @@ def footprint(program: Program, step: Step) -> Footprint:
     axes = program.get(AxisMap)
     keep: dict[Axis, int] = {axes[key].axis: index.shape[-1] for key, index in step.keep.items()}
     return Footprint.of(program, lambda axis: keep.get(axis, axis.size), alive(program, step.remove))
-
-
-def require_values(program: Program) -> None:
-    """Raise CompressError where there is nothing to score: no values, or such that are no numbers."""
-    if program.is_meta:
-        raise CompressError("the model is on meta: without values there is nothing to score")
-    check_values(program)
-
-
-def require_counted(budgets: Iterable[Budget]) -> None:
-    """Raise CompressError for budgets that do not follow from sizes."""
-    for budget in budgets:
-        if budget.is_measured:
-            raise CompressError(f"{budget} is measured: a choice by layers keeps budgets of parameters, weights, bytes")
 
 
 def _of(layers: Sequence[str], kind: Kind, path: str) -> Subblock:

@@ -263,6 +263,14 @@ def test_a_cache_that_is_too_large_costs_attention_and_not_neurons():
     assert [one.name for one in solution.chosen] == ["keep", "keep", "keep", "leave out", "keep"]
 
 
+def test_weights_that_stay_in_their_files_give_the_same_choice(tmp_path):
+    models.tiny("llama").save_pretrained(tmp_path)
+    asked = {"budgets": "parameters<=45K", "batches": BATCHES, "sizes": {"ffn": [40]}}
+    (from_files,), (in_memory,) = puzzle(tmp_path, **asked), puzzle(program("llama"), **asked)
+    assert from_files.recipe == in_memory.recipe
+    assert from_files.score == pytest.approx(in_memory.score, rel=1e-4)
+
+
 def test_the_width_of_the_residual_stream_is_no_choice():
     with pytest.raises(CompressError, match="there is no axis 'width'; there are ffn, query_heads"):
         puzzle(program(), LIMITS, BATCHES, sizes={"width": [24]})
