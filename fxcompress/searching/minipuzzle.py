@@ -95,10 +95,10 @@ def minipuzzle(
     budgets: of parameters, weights or bytes, ``"bytes<=31.7GiB at context=1000000, weights=fp4, cache=fp8"``.
     batches: token ids (batch, length) that layers and neurons are scored on; give them as ``calibration`` with the
     passes of a recipe. validation: those that candidates are ranked on, by default the same.
-    layers: by kind, "attention", "ffn" or "ssm", how many may stay; by default from half of
-    them on, in some four steps.
-    ffn: neurons that a layer may have, the same number in all layers, a list or (low, high, step); by default from half
-    of them on. score: of neurons. trials: so many candidates are tried, the largest. best: how many are returned.
+    layers: by kind, "attention", "ffn" or "ssm", how many may stay; by default from half of them on, in
+    about four steps. ffn: neurons that a layer may have, the same number in all layers, a list or (low, high, step); by
+    default from half of them on. score: of neurons. trials: so many candidates are tried, the largest. best: how many
+    are returned.
 
     Ranked by the mean of two parts of the tokens: those whose successor is predicted, and those where the prediction is
     the parent's. The paper ranks by both and does not state how it combines them, so both figures are returned.

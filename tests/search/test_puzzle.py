@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fxcompress
-from fxcompress import CompressError, graph
+from fxcompress import CompressError, capture, graph
 from fxcompress.gather import gather
 from fxcompress.layer_scores import importance, watch_of
 from fxcompress.memory import Footprint
@@ -175,6 +175,20 @@ def test_sizes_that_a_layer_does_not_exceed_are_no_choice():
     assert names == ["keep", "leave out", "ffn=33"]
 
 
+def test_layers_that_share_weights_save_these_only_when_the_last_of_them_goes():
+    """So a budget is kept all the more; and neither is cut, as that would cut the other."""
+    model = models.tiny("llama")
+    first, second = (model.model.layers[i].mlp for i in (0, 1))
+    second.down_proj.weight = first.down_proj.weight
+    tied = capture(model)
+    blocks = [block for block in subblocks(tied) if block.kind == "ffn"][:2]
+    assert [[o.name for o in options(tied, b, ALL, "magnitude")] for b in blocks] == [["keep", "leave out"]] * 2
+    left_out = [costed(Decisions(tied, Statistics()), options(tied, b, {}, "magnitude"))[1] for b in blocks]
+    both = footprint(tied, Step("both", remove=tuple(b.path for b in blocks))).parameters
+    alone = footprint(tied, Step("whole")).parameters + sum(one.change.parameters for one in left_out)
+    assert alone - both == first.down_proj.weight.numel()
+
+
 # Scores.
 
 
@@ -249,6 +263,14 @@ def test_solutions_come_best_first_and_differ():
     assert scores == sorted(scores)
     for one, other in itertools.combinations(solutions(), 2):
         assert sum(a != b for a, b in zip(one.chosen, other.chosen, strict=True)) >= 2
+
+
+def test_the_score_is_the_sum_of_what_each_replacement_costs_alone():
+    (solution,) = puzzle(program(), "parameters<=60K", BATCHES, metric="hidden", sizes={})
+    gone = [one.subblock.path for one in solution.chosen if one.name == library.LEAVE_OUT]
+    alone = losses_of(program(), [Step("", {}, (path,)) for path in gone], BATCHES)
+    assert gone
+    assert solution.score == pytest.approx(sum(values["hidden"] for values in alone))
 
 
 def test_a_roomier_budget_never_scores_worse():
