@@ -256,7 +256,7 @@ def test_what_cannot_be_done_is_refused_with_the_reason(name, make, said):
         (lambda: PruneFFN(ratio=0.5, size=3), "exactly one of ratio="),
         (lambda: PruneFFN(size=0), "leaves nothing"),
         (lambda: PruneFFN(ratio=0.5, round_to=0), "not a positive step"),
-        (lambda: PruneFFN(ratio=0.5, score="magic"), "magnitude, activation, random"),
+        (lambda: PruneFFN(ratio=0.5, score="magic"), "magnitude, activation, fluctuation"),
         (lambda: RemoveLayers(), "needs layers="),
     ],
 )
