@@ -89,7 +89,11 @@ class Observer(Run):
             value, mask = self.tokens.split(node, watch.dim, self._seen[node].detach(), self._mask)
             values.append(value if watch.block == 1 else value.unflatten(-1, (-1, watch.block)).norm(dim=-1))
         assert mask is not None
-        found = sums.KINDS[watch.kind](values, mask, watch.size)
+        found: Sums | None = None
+        for i in range(len(mask)):  # one sequence at a time: sums in float64 take twice the memory
+            one = slice(i, i + 1)
+            found = sums.add(found, sums.KINDS[watch.kind]([value[one] for value in values], mask[one], watch.size))
+        assert found is not None
         if any(value.isnan().any() for value in found.values()):
             raise CompressError(f"the activations hold NaN at {said(self._nodes[watch.nodes[-1]])}")
         return found
