@@ -80,17 +80,18 @@ def large() -> str:
     file = ROOT / "large-output" / "large.json"
     if not file.is_file():
         return "Run `tools/large.py transformer-3b hybrid-8b --json large-output/large.json` first."
-    rows = []
-    for run in json.loads(file.read_text()):
+    rows, runs = [], json.loads(file.read_text())
+    for run in runs:
         sizes = f"{run['bytes'] / 1e9:.1f} → {run['result bytes'] / 1e9:.1f} GB"
         took = [f"{run[k]['peak'] / 1e9:.1f} GB, {run[k]['seconds']} s" for k in ("compress", "load original")]
         laws = ", ".join(f"{name} {error:.1g}" for name, error in run["laws"].items())
         rows.append((run["model"], sizes, ", ".join(run["passes"]), *took, laws, f"{run['reload error']:.1g}"))
     names = ("model", "weights", "passes", "compress: peak, time", "load with transformers", "laws", "reload")
+    beside = "; ".join(f"{run['model']}: {run['beside']}" for run in runs if "beside" in run)
     return (
         "`tools/large.py`: random bfloat16 weights on disk, compressed from directory to directory with every proof,"
         " on two CPU cores. Peak is the process's largest resident memory, next to what loading the original with"
-        " `from_pretrained` and reading it once takes.\n\n" + table(names, rows)
+        " `from_pretrained` and reading it once takes.\n\n" + table(names, rows) + (f"\n\n{beside}." if beside else "")
     )
 
 
