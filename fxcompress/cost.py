@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import sympy
+import torch
 from torch import fx
 
 from fxcompress import graph
@@ -21,11 +22,12 @@ from fxcompress.program import Program
 from fxcompress.rule import RULES, Rule
 
 LENGTH = 2048
+CONVOLUTION = torch.ops.fxcompress.causal_conv1d.default
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Costs of one program. Bytes are in the dtypes that the tensors have."""
+    """Costs of one program. Bytes are in the dtypes that the tensors have, states of scans in float32 at the least."""
 
     parameters: int
     weight_bytes: int
@@ -71,14 +73,25 @@ class Cost:
         per_token, per_sequence = 0, 0
         for node, rule, letters in self.costed():
             if rule.cache is not None:
-                width = next(graph.tensors(node.meta["val"])).element_size()
                 token, sequence = rule.cache(_numbers(letters, symbols, 1))
-                per_token, per_sequence = per_token + int(token) * width, per_sequence + int(sequence) * width
+                per_token += int(token) * cache_dtype(node).itemsize
+                per_sequence += int(sequence) * state_dtype(node).itemsize
         return per_token, per_sequence
 
     def costed(self) -> list[tuple[fx.Node, Rule, Mapping[str, Any]]]:
         """The calls whose rules may say what they cost, with their dims by letter."""
         return [(node, RULES[node.target], letters) for node, letters in self.axes.letters.items() if letters]
+
+
+def cache_dtype(node: fx.Node) -> torch.dtype:
+    """Of what generation keeps for every token, and of what a convolution keeps of the last ones: as computed."""
+    return next(graph.tensors(node.meta["val"])).dtype
+
+
+def state_dtype(node: fx.Node) -> torch.dtype:
+    """Of what generation keeps for a sequence: scans return their states in float32 at the least."""
+    dtype = cache_dtype(node)
+    return dtype if node.target is CONVOLUTION else torch.promote_types(dtype, torch.float32)
 
 
 def _numbers(letters: Mapping[str, Any], symbols: list, length: int) -> dict[str, int]:

@@ -21,11 +21,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxcompress import graph
 from fxcompress.axes import AxisMap
 from fxcompress.axis import Axis, Dims, Size
 from fxcompress.bounded import quoted
-from fxcompress.cost import Cost
+from fxcompress.cost import CONVOLUTION, Cost, cache_dtype, state_dtype
 from fxcompress.errors import CompressError
 from fxcompress.keep import size_with
 from fxcompress.program import Program
@@ -41,7 +40,6 @@ BITS = {
 }
 _MOST_BITS = 64
 _Counts = dict[torch.dtype, Any]
-_CONVOLUTION = torch.ops.fxcompress.causal_conv1d.default
 
 
 @dataclass(frozen=True)
@@ -108,12 +106,8 @@ class Footprint:
         for node, rule, letters in program.get(Cost).costed():
             if rule.cache is not None and node in nodes:
                 token, sequence = rule.cache({letter: size_with(dim, count) for letter, dim in letters.items()})
-                dtype = next(graph.tensors(node.meta["val"])).dtype
-                _add(cache, dtype, token)
-                if node.target is _CONVOLUTION:
-                    _add(convolution, dtype, sequence)
-                else:
-                    _add(state, torch.promote_types(dtype, torch.float32), sequence)
+                _add(cache, cache_dtype(node), token)
+                _add(convolution if node.target is CONVOLUTION else state, state_dtype(node), sequence)
         return cls(weights, cache, convolution, state)
 
     @property

@@ -7,7 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxcompress
+from fxcompress import capture
 from fxcompress.cost import LENGTH, Cost
+from fxcompress.memory import memory
 from fxcompress.passes import PruneAttentionHeads, PruneFFN, PruneSSMHeads
 from tests import models, plain
 
@@ -72,6 +74,14 @@ def test_pruning_lowers_the_figure_it_is_meant_to(name, p, figure):
     small = fxcompress.apply(models.captured(name, torch.float32), [p])
     before, after = small.report.summary()[figure]
     assert after < before
+
+
+def test_states_of_scans_are_float32_in_a_narrow_model_and_convolutions_are_not():
+    narrow, wide = (capture(models.tiny("mamba2").to(d)).get(Cost).figures for d in (torch.bfloat16, torch.float32))
+    program = capture(models.tiny("mamba2").to(torch.bfloat16))
+    held = memory(program)
+    assert narrow.cache_bytes_per_sequence == held.convolution + held.state
+    assert wide.cache_bytes_per_sequence == 2 * held.convolution + held.state
 
 
 def test_query_heads_leave_the_cache_as_it_is():
