@@ -230,7 +230,7 @@ def test_a_disk_that_fills_up_on_the_way_costs_no_finished_stage(run, saved, tmp
         (None, "the calibration text"),
         (b"\xff\xfe", "the calibration text"),
         (b"w4 w5 w6", "has 3 tokens, enough for 0 samples of 8; 64 are asked for"),
-        (b"", "has 0 tokens, enough for 0 samples of 8; 64 are asked for"),
+        (b"", "is empty: the tokenizer makes no token of it"),
     ],
 )
 def test_a_calibration_text_that_does_not_do_is_refused(refused, saved, tmp_path, text, said):

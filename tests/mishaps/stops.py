@@ -147,7 +147,7 @@ MISHAPS = (
     case(
         "interrupted before anything is finished",
         "interrupted",
-        ask=under(partial(stopped_in, "fxcompress.compressed._checks")),
+        ask=under(partial(stopped_in, "fxcompress.compressed.checks")),
         left="nothing",
     ),
     case(
