@@ -7,23 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fxcompress.pages import environment
 from fxcompress.report import FIGURES, Report, collapse
 
 
 def render(report: Report) -> str:
     """The whole page. What comes from models and recipes is escaped."""
-    environment = Environment(
-        loader=PackageLoader("fxcompress"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters |= {"short": short, "said": said}
+    templates = environment()
+    templates.filters |= {"short": short, "said": said}
     laws = [law for entry in report.passes for law in entry["laws"]]
-    return environment.get_template("report.html.j2").render(
+    return templates.get_template("report.html.j2").render(
         title=next((run["model"] for run in report.notes.get("runs", [])), report.notes.get("model", "a model")),
         figures=[_figure(name, *sizes) for name, sizes in report.summary().items() if any(sizes)],
         passes=[_pass(entry) for entry in report.passes],

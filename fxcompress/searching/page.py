@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import base64
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from fxcompress.pages import environment
 from fxcompress.searching.found import Found
 
 
 def render(found: Found, picture: bytes) -> str:
     """The whole page, with a PNG. What comes from the user is escaped."""
-    environment = Environment(
-        loader=PackageLoader("fxcompress"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    return environment.get_template("search.html.j2").render(
-        found=found,
-        picture=base64.b64encode(picture).decode(),
-        recipes=[found.recipe(i) for i in range(len(found.best))],
+    return (
+        environment()
+        .get_template("search.html.j2")
+        .render(
+            found=found,
+            picture=base64.b64encode(picture).decode(),
+            recipes=[found.recipe(i) for i in range(len(found.best))],
+        )
     )
