@@ -34,7 +34,10 @@ CONFIG = {
 }
 PASSES = ("PruneFFN(ratio=0.25, score='activation')", "PruneAttentionHeads(size=4)", "RemoveLayers(layers=[1])")
 MOST = 30  # runs of a round
-_PROGRAM = "from fxcompress.cli import main; main()"
+# a job in the background of a shell ignores SIGINT, and so would its children
+_PROGRAM = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from fxcompress.cli import main; main()"
+)
 _POLL = 0.002  # seconds
 
 
