@@ -37,11 +37,12 @@ def find_configs(model_class: type, config: Any, target: Shapes, removed: Mappin
     probe = Probe.of_model(model_class, config)
     seen: set[str] = set()
     for start in _without_layers(config, removed):
-        for changes in probe.solve(start, target):
-            key = repr(sorted(changes.items()))
-            if key not in seen:
-                seen.add(key)
-                yield with_fields(config, changes)
+        for solved in probe.solve(start, target):
+            for changes in (solved, *probe.with_equals(solved, target)):
+                key = repr(sorted(changes.items()))
+                if key not in seen:
+                    seen.add(key)
+                    yield with_fields(config, changes)
     if not seen:
         raise NotExpressible(probe.explain())
 
@@ -112,6 +113,19 @@ class Probe:
         for key in sorted(better, key=better.__getitem__):
             if depth > 0 and better[key] < len(wrong):
                 yield from self.solve({**changes, **steps[key]}, target, depth - 1)
+
+    def with_equals(self, changes: Mapping[str, Any], target: Wanted) -> Iterator[dict[str, Any]]:
+        """The same with one more field changed alike, which had the same value and which no shape goes by.
+
+        The class may still: KV heads of latent attention have no weights of their own, and repeat to the query heads.
+        """
+        for f, new in changes.items():
+            for g, value in self.values.items():
+                more = {**changes, g: new}
+                if type(value) is int and value == self.values.get(f) and g not in changes:
+                    now = self.shapes(more)
+                    if now is not None and now.keys() == target.keys() and not _differing(now, target):
+                        yield more
 
     @staticmethod
     def _key(step: Mapping[str, Any]) -> str:

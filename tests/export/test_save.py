@@ -41,6 +41,11 @@ STOCK = [
     ("nemotron_h", [PruneSSMChannels(size=12 * 7)], {"mamba_head_dim": 7}),
     ("nemotron_h", [RemoveLayers(layers=(1, 2))], {"layers_block_type": ["linear_attention", "full_attention", "mlp"]}),
     ("bamba", [RemoveLayers(layers=(0,))], {"num_hidden_layers": 2, "attn_layer_indices": [0]}),
+    (  # its KV heads have no weights of their own: no shape tells their number
+        "deepseek_v3",
+        [PruneAttentionHeads(size=4)],
+        {"num_attention_heads": 4, "num_key_value_heads": 4},
+    ),
     ("nemotron_h_moe", [PruneFFN(size=30)], {"moe_shared_expert_intermediate_size": 30}),
     ("nemotron_h_moe", [PruneAxes(role="expert_neuron", size=5 * 16)], {"moe_intermediate_size": 16}),
 ]
