@@ -26,6 +26,8 @@ MAY_IMPORT = {
     "graph": ["errors"],
     "rule": BOTTOM,
     "rules": [*BOTTOM, "rule"],
+    # pruning of single matrices: mathematics only
+    "weights": ["errors"],
     # ops of our own: each brings its rule
     "kernels": ["axis", "errors", "rule"],
     # a decision: data only
@@ -34,7 +36,7 @@ MAY_IMPORT = {
     # capture, program, analyses, pipeline: every module of fxcompress/ that has no line of its own
     "core": CORE,
     # what is done with a program
-    "passes": CORE,
+    "passes": [*CORE, "weights"],
     "export": CORE,
     "recipe": [*CORE, "passes"],
     "calibration": [*CORE, "recipe"],

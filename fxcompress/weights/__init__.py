@@ -1,0 +1,1 @@
+"""One-shot pruning of weights, as functions of matrices."""

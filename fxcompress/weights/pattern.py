@@ -1,0 +1,127 @@
+"""What is to be removed from a weight (m, n): a part of it, or all but N of every M consecutive weights of a row.
+
+    Unstructured(0.5)    round(0.5 n) of every row                "0.5"
+    NM(2, 4)             keeps 2 of columns 4i, …, 4i + 3         "2:4"
+
+The lowest scores go, of equal ones the first in position. Weights that are zero already go before all others and are
+counted; where there are more of them than was asked, all stay zero.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fxcompress.errors import CompressError
+
+Per = Literal["row", "matrix"]
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """The lowest round(sparsity · n) weights of every row, or round(sparsity · m · n) of the matrix."""
+
+    sparsity: float
+    per: Per = "row"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sparsity < 1:
+            raise CompressError(f"sparsity={self.sparsity} is outside (0, 1): it is the part to remove, 0.5 for a half")
+        if self.per not in get_args(Per):
+            raise CompressError(f"per={self.per!r} is unknown: weights are compared per 'row' or per 'matrix'")
+
+    def __str__(self) -> str:
+        return f"{self.sparsity:g}"
+
+    def check(self, columns: int) -> None:
+        """Every number of columns will do."""
+
+    def mask(self, scores: Tensor, zero: Tensor | None = None) -> Tensor:
+        """Bool (m, n), True where a weight stays, from scores (m, n). zero: bool (m, n), weights that are zero now."""
+        return self.part(scores, torch.zeros_like(scores, dtype=torch.bool) if zero is None else zero, 0)
+
+    def part(self, scores: Tensor, zero: Tensor, start: int) -> Tensor:
+        """The mask of columns ``start`` … start + b − 1 from their scores (m, b), with ``zero`` of all columns (m, n).
+
+        Each part bears its share of what is asked of the whole, so that the parts of a row add up to it exactly.
+        """
+        stop = start + scores.shape[1]
+        count = self._removed_before(zero, stop) - self._removed_before(zero, start)
+        scores, here = scores.masked_fill(zero[:, start:stop], -math.inf), zero[:, start:stop]
+        if self.per == "matrix":
+            return ~_lowest(scores.reshape(1, -1), count).view_as(scores) & ~here
+        return ~_lowest(scores, count) & ~here
+
+    def _removed_before(self, zero: Tensor, column: int) -> Tensor:
+        """How many weights go from the columns before this one: of every row (m,), or of all together (1,)."""
+        lines = zero.T.reshape(1, -1) if self.per == "matrix" else zero  # a matrix is one line, column after column
+        size, end = lines.shape[1], column * lines.shape[1] // zero.shape[1]
+        zeros, all_zeros = lines[:, :end].sum(1), lines.sum(1)
+        rest = (round(self.sparsity * size) - all_zeros).clamp(min=0)
+        share = (end - zeros).double() / (size - all_zeros).clamp(min=1)  # of the weights that are not zero
+        return zeros + (rest * share).round().long()
+
+
+@dataclass(frozen=True)
+class NM:
+    """N:M sparsity: exactly ``keep`` of every ``of`` consecutive weights of a row stay."""
+
+    keep: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep < self.of:
+            raise CompressError(f"{self.keep}:{self.of} is no pattern: N:M keeps N of M weights, with 0 < N < M")
+
+    def __str__(self) -> str:
+        return f"{self.keep}:{self.of}"
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.keep / self.of
+
+    def check(self, columns: int) -> None:
+        """Raises CompressError where the pattern does not divide the number of columns."""
+        if columns % self.of:
+            near = columns // self.of * self.of
+            raise CompressError(
+                f"{self} needs groups of {self.of} weights, and rows of {columns} have {columns - near} left over;"
+                f" the nearest sizes are {near} and {near + self.of}"
+            )
+
+    def mask(self, scores: Tensor, zero: Tensor | None = None) -> Tensor:
+        """Bool (m, n), True where a weight stays, from scores (m, n). zero: bool (m, n), weights that are zero now."""
+        return self.part(scores, torch.zeros_like(scores, dtype=torch.bool) if zero is None else zero, 0)
+
+    def part(self, scores: Tensor, zero: Tensor, start: int) -> Tensor:
+        """The mask of columns ``start`` … start + b − 1 from their scores (m, b), with ``zero`` of all (m, n)."""
+        self.check(scores.shape[1])
+        assert start % self.of == 0, "a part begins where a group does"
+        here = zero[:, start : start + scores.shape[1]]
+        groups = scores.masked_fill(here, -math.inf).reshape(-1, self.of)
+        count = torch.full(groups.shape[:1], self.of - self.keep, device=scores.device)
+        return ~_lowest(groups, count).view_as(scores) & ~here
+
+
+Pattern = Unstructured | NM
+
+
+def parse(text: str, per: Per = "row") -> Pattern:
+    """The pattern that a text stands for: "2:4" keeps 2 of 4, "0.5" removes a half. Raises CompressError for others."""
+    if match := re.fullmatch(r"(\d{1,4}):(\d{1,4})", text):
+        return NM(int(match[1]), int(match[2]))
+    if re.fullmatch(r"0?\.\d{1,16}", text):
+        return Unstructured(float(text), per)
+    raise CompressError(f"{text[:40]!r} is no pattern: write 2:4 to keep 2 of every 4 weights, 0.5 to remove a half")
+
+
+def _lowest(scores: Tensor, count: Tensor) -> Tensor:
+    """Bool (lines, b): the ``count`` (lines,) lowest scores of every line (lines, b), the first of equal ones."""
+    order = scores.argsort(dim=1, stable=True)
+    chosen = torch.arange(scores.shape[1], device=scores.device) < count[:, None]
+    return torch.zeros_like(chosen).scatter_(1, order, chosen)
