@@ -35,16 +35,18 @@ def sweep(
     mask: Rule = "S",
     compensate: Rule = "S",
     block: int = 128,
+    plan: Tensor | None = None,
     memory: int = compensation.MEMORY,
 ) -> tuple[Tensor, Tensor]:
     """The weight with removed weights 0 and the rest compensated, and its mask: (m, n) each.
 
     weight: (m, n). zero: bool (m, n), weights that are zero already. mask: "M" with an N:M pattern only. block: columns
-    at a time; rounded to whole groups of the pattern. memory: bytes to work in.
+    at a time; rounded to whole groups of the pattern. plan: a mask (m, n) of the pattern, of which every block takes
+    how many to remove; otherwise the same part of each. memory: bytes to work in.
     """
     W, U = weight.to(gram.matrix, copy=True), gram.upper
     kept = torch.ones_like(W, dtype=torch.bool)
-    choice = _Choice(pattern, mask, zero, memory)
+    choice = _Choice(pattern, mask, zero, plan, memory)
     for start, stop in _blocks(W.shape[1], block, choice.step):
         w, u = W[:, start:stop], U[start:stop, start:stop]
         if compensate == "S":
@@ -65,7 +67,7 @@ def at_once(
 ) -> Tensor:
     """The mask (m, n) by the weights (m, n) as they are and the whole of G: one block without what follows."""
     G = gram.inverse
-    return _Choice(pattern, mask, zero, memory)(weight.to(G), G.diagonal(), G, 0)
+    return _Choice(pattern, mask, zero, None, memory)(weight.to(G), G.diagonal(), G, 0)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class _Choice:
     pattern: Pattern
     rule: Rule
     zero: Tensor
+    plan: Tensor | None
     memory: int
 
     @property
@@ -85,7 +88,7 @@ class _Choice:
     def __call__(self, w: Tensor, diagonal: Tensor, G: Tensor, start: int) -> Tensor:
         """The mask of columns ``start`` … by their weights (m, b) now, G_jj (b,) for single scores, and G (b, b)."""
         if self.rule == "S":
-            return self.pattern.part(single(w, diagonal), self.zero, start)
+            return self.pattern.part(single(w, diagonal), self.zero, start, self.plan)
         assert isinstance(self.pattern, NM), "sets are those of an N:M pattern"
         zero = self.zero[:, start : start + w.shape[1]]
         return groups.mask(w, groups.squares(G, self.pattern.of), self.pattern, zero, self.memory)

@@ -45,13 +45,18 @@ class Unstructured:
         """Bool (m, n), True where a weight stays, from scores (m, n). zero: bool (m, n), weights that are zero now."""
         return self.part(scores, torch.zeros_like(scores, dtype=torch.bool) if zero is None else zero, 0)
 
-    def part(self, scores: Tensor, zero: Tensor, start: int) -> Tensor:
-        """The mask of columns ``start`` … start + b − 1 from their scores (m, b), with ``zero`` of all columns (m, n).
+    def part(self, scores: Tensor, zero: Tensor, start: int, plan: Tensor | None = None) -> Tensor:
+        """The mask of columns ``start`` … start + b − 1 from their scores (m, b), with ``zero`` of all (m, n).
 
-        Each part bears its share of what is asked of the whole, so that the parts of a row add up to it exactly.
+        Each part bears an even share of what is asked of the whole, or that of ``plan``, a mask (m, n) of this pattern:
+        the parts add up to it exactly.
         """
         stop = start + scores.shape[1]
-        count = self._removed_before(zero, stop) - self._removed_before(zero, start)
+        if plan is None:
+            count = self._removed_before(zero, stop) - self._removed_before(zero, start)
+        else:
+            gone = ~plan[:, start:stop]
+            count = gone.sum()[None] if self.per == "matrix" else gone.sum(1)
         scores, here = scores.masked_fill(zero[:, start:stop], -math.inf), zero[:, start:stop]
         if self.per == "matrix":
             return ~_lowest(scores.reshape(1, -1), count).view_as(scores) & ~here
@@ -98,8 +103,11 @@ class NM:
         """Bool (m, n), True where a weight stays, from scores (m, n). zero: bool (m, n), weights that are zero now."""
         return self.part(scores, torch.zeros_like(scores, dtype=torch.bool) if zero is None else zero, 0)
 
-    def part(self, scores: Tensor, zero: Tensor, start: int) -> Tensor:
-        """The mask of columns ``start`` … start + b − 1 from their scores (m, b), with ``zero`` of all (m, n)."""
+    def part(self, scores: Tensor, zero: Tensor, start: int, plan: Tensor | None = None) -> Tensor:
+        """The mask of columns ``start`` … start + b − 1 from their scores (m, b), with ``zero`` of all (m, n).
+
+        Every group bears the same share: a ``plan`` could not differ.
+        """
         self.check(scores.shape[1])
         assert start % self.of == 0, "a part begins where a group does"
         here = zero[:, start : start + scores.shape[1]]

@@ -1,4 +1,4 @@
-"""Laws of compensation and masks, on a fixed problem each. They take what they judge: a fault can be put in its place."""
+"""Laws of compensation and masks on fixed problems. They take what they judge: a fault can be put in its place."""
 
 from __future__ import annotations
 
