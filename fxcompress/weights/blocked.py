@@ -46,7 +46,7 @@ def sweep(
     """
     W, U = weight.to(gram.matrix, copy=True), gram.upper
     kept = torch.ones_like(W, dtype=torch.bool)
-    choice = _Choice(pattern, mask, zero, plan, memory)
+    choice = _Choice(pattern, mask, zero, gram.dead, plan, memory)
     for start, stop in _blocks(W.shape[1], block, choice.step):
         w, u = W[:, start:stop], U[start:stop, start:stop]
         if compensate == "S":
@@ -67,7 +67,7 @@ def at_once(
 ) -> Tensor:
     """The mask (m, n) by the weights (m, n) as they are and the whole of G: one block without what follows."""
     G = gram.inverse
-    return _Choice(pattern, mask, zero, None, memory)(weight.to(G), G.diagonal(), G, 0)
+    return _Choice(pattern, mask, zero, gram.dead, None, memory)(weight.to(G), G.diagonal(), G, 0)
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class _Choice:
     pattern: Pattern
     rule: Rule
     zero: Tensor
+    dead: Tensor
     plan: Tensor | None
     memory: int
 
@@ -87,11 +88,12 @@ class _Choice:
 
     def __call__(self, w: Tensor, diagonal: Tensor, G: Tensor, start: int) -> Tensor:
         """The mask of columns ``start`` … by their weights (m, b) now, G_jj (b,) for single scores, and G (b, b)."""
+        columns = slice(start, start + w.shape[1])
+        w = w.masked_fill(self.dead[columns], 0.0)  # costs nothing, whatever the damping says
         if self.rule == "S":
             return self.pattern.part(single(w, diagonal), self.zero, start, self.plan)
         assert isinstance(self.pattern, NM), "sets are those of an N:M pattern"
-        zero = self.zero[:, start : start + w.shape[1]]
-        return groups.mask(w, groups.squares(G, self.pattern.of), self.pattern, zero, self.memory)
+        return groups.mask(w, groups.squares(G, self.pattern.of), self.pattern, self.zero[:, columns], self.memory)
 
 
 def _one_by_one(w: Tensor, u: Tensor, choice: _Choice, start: int) -> tuple[Tensor, Tensor]:

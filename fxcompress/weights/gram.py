@@ -97,7 +97,7 @@ class Gram:
                 shifted.diagonal().add_(damping * scale)
                 factor = _factor(shifted)
                 if factor is not None:
-                    return Damped(shifted, factor, damping)
+                    return Damped(shifted, factor, self.dead, damping)
             damping = max(10 * damping, 1e-6)
         raise AssertionError("a finite symmetric matrix with a large diagonal has a Cholesky factor")
 
@@ -106,11 +106,13 @@ class Gram:
 class Damped:
     """H + λI with its inverse.
 
-    matrix: H + λI (n, n). factor: R, upper triangular, H + λI = R Rᵀ. damping: λ over the mean diagonal of H, as used.
+    matrix: H + λI (n, n). factor: R, upper triangular, H + λI = R Rᵀ. dead: bool (n,), inputs that were always zero.
+    damping: λ over the mean diagonal of H, as used.
     """
 
     matrix: Tensor
     factor: Tensor
+    dead: Tensor
     damping: float
 
     @cached_property

@@ -66,7 +66,7 @@ def _mask_transposed(weight: Tensor, mask: Tensor, D: Damped) -> Tensor:
 def _columns_off_by_one(weight: Tensor, mask: Tensor, D: Damped) -> Tensor:
     moved = D.matrix.roll((1, 1), (0, 1))
     lower = torch.linalg.cholesky(moved.flip(0, 1))
-    return compensation.exact(weight, mask, Damped(moved, lower.flip(0, 1), D.damping))
+    return compensation.exact(weight, mask, Damped(moved, lower.flip(0, 1), D.dead, D.damping))
 
 
 def _sum_of_single_removals(weight: Tensor, mask: Tensor, D: Damped) -> Tensor:
@@ -77,7 +77,7 @@ def _sum_of_single_removals(weight: Tensor, mask: Tensor, D: Damped) -> Tensor:
 def _without_down_date(weight: Tensor, D: Damped, *rest: object, **options: object) -> tuple[Tensor, Tensor]:
     G = D.inverse
     upper = (G / G.diagonal().sqrt()[:, None]).triu()  # every column's own row of the G of the beginning
-    return blocked.sweep(weight, SimpleNamespace(matrix=D.matrix, upper=upper), *rest, **options)  # type: ignore[arg-type]
+    return blocked.sweep(weight, SimpleNamespace(matrix=D.matrix, upper=upper, dead=D.dead), *rest, **options)  # type: ignore[arg-type]
 
 
 def _hessian_for_inverse(weight: Tensor, blocks: Tensor, pattern: NM, zero: Tensor) -> Tensor:
