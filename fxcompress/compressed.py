@@ -67,10 +67,14 @@ class CompressedModel(nn.Module):
         return self._ordinary.generate(*args, **kwargs)
 
     def save_pretrained(
-        self, path: str | Path, source: str | Path | None = None, max_shard_size: int | str = MAX_SHARD_SIZE
+        self,
+        path: str | Path,
+        source: str | Path | None = None,
+        max_shard_size: int | str = MAX_SHARD_SIZE,
+        packed: bool = False,
     ) -> Path:
         """Save to a new directory: see ``fxcompress.export.save.save``."""
-        return save(self.program, self.steps, self.report, path, source, max_shard_size)
+        return save(self.program, self.steps, self.report, path, source, max_shard_size, packed)
 
 
 def apply(

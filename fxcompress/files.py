@@ -8,6 +8,7 @@ values one after the other. The header says how long the file is; here that is c
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import reprlib
@@ -107,6 +108,11 @@ def read_header(file: Path) -> dict[str, Stored]:
     except (CompressError, OSError, UnicodeDecodeError) as error:
         raise CompressError(f"{file} ({_size(file)} bytes) is damaged or cut short: {error}") from error
     return tensors
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _refuse_pickles(folder: Path) -> None:

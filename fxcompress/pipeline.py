@@ -1,14 +1,14 @@
 """Run passes over a program, each verified before the next.
 
 A pass is a frozen dataclass: its fields are its hyperparameters. It decides (``decide``), and that is all: the runner
-clones, rewrites, refreshes, checks the laws and writes the record.
+clones, rewrites, refreshes, checks the laws and writes the record. A pass over weights also solves for their values.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,10 +16,10 @@ import torch
 
 from fxcompress import verify
 from fxcompress.axes import AxisMap
-from fxcompress.batches import batches_of
+from fxcompress.batches import Batch, batches_of
 from fxcompress.border import Border
 from fxcompress.bounded import quoted
-from fxcompress.cost import Cost, Figures
+from fxcompress.cost import Cost
 from fxcompress.errors import CompressError
 from fxcompress.gather import gather
 from fxcompress.journal import Journal
@@ -27,57 +27,14 @@ from fxcompress.kept_statistics import KeptStatistics
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.progress import Progress, silent
+from fxcompress.record import Record, Row
 from fxcompress.rewrite import keep_by_axis, rewrite
 from fxcompress.score import Criterion
+from fxcompress.shelf import Shelf
 from fxcompress.statistics import Statistics, Watch
 
 Kind = Literal["structure", "weights", "runtime"]
 _ORDER: tuple[Kind, ...] = ("structure", "weights", "runtime")
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one group or module was asked to lose and what it lost; ``why`` says what kept it from it."""
-
-    key: str
-    role: str
-    of: int
-    asked: float
-    got: int
-    step: int = 1
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One pass as it went: options, asked and got, laws, costs before and after, and the decision itself."""
-
-    name: str
-    options: dict[str, Any]
-    rows: tuple[Row, ...]
-    laws: tuple[verify.Law, ...]
-    before: Figures
-    after: Figures
-    step: Step
-
-    def to_json(self) -> dict[str, Any]:
-        """As a report has it."""
-        return {
-            "name": self.name,
-            "options": self.options,
-            "rows": [asdict(row) for row in self.rows],
-            "laws": [asdict(law) | {"holds": law.holds} for law in self.laws],
-            "before": self.before.to_json(),
-            "after": self.after.to_json(),
-            "step": self.step.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Record:
-        rows = tuple(Row(**row) for row in data["rows"])
-        laws = tuple(verify.Law(law["name"], law["error"], law["tolerance"], law["why"]) for law in data["laws"])
-        before, after = (Figures(**data[when]) for when in ("before", "after"))
-        return cls(data["name"], data["options"], rows, laws, before, after, Step.from_json(data["step"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +42,7 @@ class Pass(ABC):
     """A decision about a program. Passes run in the order structure, weights, runtime."""
 
     kind: ClassVar[Kind] = "structure"
+    cuts: ClassVar[bool] = True  # tensors, and so the patterns of their zeros
 
     @abstractmethod
     def decide(self, program: Program, statistics: Statistics) -> tuple[Step, list[Row]]:
@@ -104,6 +62,11 @@ class Pass(ABC):
         return False
 
     @property
+    def reruns(self) -> bool:
+        """Does it run the model on calibration data when it has changed, so that no statistics will do?"""
+        return False
+
+    @property
     def name(self) -> str:
         return type(self).__name__
 
@@ -111,6 +74,20 @@ class Pass(ABC):
         """The fields that differ from their defaults, as a recipe would say them."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         return {f.name: _plain(values[f.name]) for f in fields(self) if f.init and values[f.name] != f.default}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightPass(Pass):
+    """A pass that leaves the graph as it is and gives matrices other values. What it decides on are their patterns."""
+
+    kind: ClassVar[Kind] = "weights"
+    cuts: ClassVar[bool] = False
+
+    @abstractmethod
+    def solve(
+        self, program: Program, step: Step, batches: Sequence[Batch] | None, shelf: Shelf, progress: Progress
+    ) -> list[Row]:
+        """Give the program, which is a clone, the weights that were decided on, through the shelf."""
 
 
 @dataclass
@@ -134,6 +111,8 @@ class Pipeline:
     def run(self, program: Program, calibration: Any = None) -> Program:
         batches = None if calibration is None else batches_of(calibration)
         names = [f"pass {i} {p.name}" for i, p in enumerate(self.passes)]
+        for p in self.passes:
+            _require_order(p, program)
         ahead = [p for p, what in zip(self.passes, names, strict=True) if not self._is_done(what)]
         self._observe_once(ahead, program, batches)
         for p, what in zip(self.passes, names, strict=True):
@@ -145,26 +124,30 @@ class Pipeline:
         return program
 
     def _is_done(self, what: str) -> bool:
-        return self.journal is not None and what in self.journal
+        return self.journal is not None and what in self.journal and Shelf(what, self.journal).is_whole
 
     def _run_pass(self, what: str, p: Pass, program: Program, batches: list | None) -> Program:
         if self._is_done(what):
             assert self.journal is not None
             record = Record.from_json(self.journal.stage(what, dict))
             after = self._rewritten(p, program, record.step)
+            Shelf(what, self.journal).take_all(after)
         else:
-            record, after = self._decided(p, program, batches)
+            record, after = self._decided(what, p, program, batches)
             if self.journal is not None:
                 self.journal.stage(what, record.to_json)
         self.records.append(record)
         return after
 
-    def _decided(self, p: Pass, program: Program, batches: list | None) -> tuple[Record, Program]:
+    def _decided(self, what: str, p: Pass, program: Program, batches: list | None) -> tuple[Record, Program]:
         p.check(program)
         self._observe([p], program, batches)
         with self.progress(f"{p.name}: scores"):
             step, rows = p.decide(program, self.statistics)
         after = self._rewritten(p, program, step)
+        if isinstance(p, WeightPass) and not program.is_meta:
+            here = None if batches is None else self._for_program(batches)
+            rows = p.solve(after, step, here, Shelf(what, self.journal), self.progress)
         laws: list[verify.Law] = []
         if self.verify and not step.is_empty:
             with self.progress(f"{p.name}: proof"):
@@ -200,10 +183,25 @@ class Pipeline:
             return
         if batches is None:
             raise CompressError(f"{asking[0].name} scores by activations: pass calibration=, batches of token ids")
-        for border, name in self._borders:  # the batches have the token ids of the original
-            batches = [border.batch(batch, name) for batch in batches]
         missing = [watch for _, watches in wanted for watch in watches]
-        self.statistics = self.statistics | gather(program, list(dict.fromkeys(missing)), batches, self.progress)
+        here = self._for_program(batches)
+        self.statistics = self.statistics | gather(program, list(dict.fromkeys(missing)), here, self.progress)
+
+    def _for_program(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """The batches have the token ids of the original, which a pass may have given other numbers."""
+        for border, name in self._borders:
+            batches = [border.batch(batch, name) for batch in batches]
+        return batches
+
+
+def _require_order(p: Pass, program: Program) -> None:
+    """Raise CompressError where a cut would go through what an earlier run has pruned."""
+    if p.cuts and program.sparse:
+        name, pattern = next(iter(program.sparse.items()))
+        raise CompressError(
+            f"{p.name} would cut {name}, whose weights were pruned to {pattern}: cut the original, and prune the"
+            " weights of the result"
+        )
 
 
 def listed(passes: Any) -> tuple[Pass, ...]:

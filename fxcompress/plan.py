@@ -1,4 +1,4 @@
-"""What was decided, as data: which indices stay in each group, which modules are skipped.
+"""What was decided, as data: which indices stay in each group, which modules are skipped, which weights get zeros.
 
 A plan names groups by their keys and modules by their paths, so that it can be written as JSON, replayed on a model of
 the same class and compared with another. Indices are written as ranges: ``"0-5,7,9-20"``; a list of such strings
@@ -29,31 +29,41 @@ _RUN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?(?:,(?=[0-9])|\Z)")
 
 @dataclass(frozen=True)
 class Step:
-    """The decision of one pass: ``keep`` for cuts, ``remove`` for modules that are skipped."""
+    """The decision of one pass: ``keep`` for cuts, ``remove`` for modules that are skipped.
+
+    sparse: by parameter, the pattern of its zeros, "0.5" or "2:4"; which weights they are, the values say.
+    """
 
     name: str
     keep: Mapping[str, Tensor] = field(default_factory=dict)
     remove: tuple[str, ...] = ()
+    sparse: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
-        return not self.keep and not self.remove
+        return not self.keep and not self.remove and not self.sparse
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        written = {
             "pass": self.name,
             "keep": {key: write_ranges(index) for key, index in self.keep.items()},
             "remove": list(self.remove),
         }
+        return written | ({"sparse": dict(self.sparse)} if self.sparse else {})
 
     @classmethod
     def from_json(cls, data: Any, at_most: int = MOST_INDICES) -> Step:
         """The inverse of ``to_json``. Raises CompressError for anything else, and for more than ``at_most`` indices."""
         match data:
-            case {"pass": str(name), "keep": dict(texts), "remove": list(paths)} if len(data) == 3:
+            case {"pass": str(name), "keep": dict(texts), "remove": list(paths), **others}:
                 if not all(isinstance(text, str) for text in (*texts, *paths)):
                     raise CompressError(f"the step {reprlib.repr(name)} names groups or modules by what is no text")
-                return cls(name, _read_keep(texts, at_most), tuple(paths))
+                return cls(
+                    name,
+                    _read_keep(texts, at_most),
+                    tuple(paths),
+                    _read_sparse({str(field): value for field, value in others.items()}),
+                )
         raise CompressError("a step has the fields pass, keep and remove: a name, indices by group, a list of modules")
 
 
@@ -98,6 +108,16 @@ def _read_keep(texts: Mapping[str, Any], at_most: int) -> dict[str, Tensor]:
             raise CompressError(f"{reprlib.repr(key)}: {error}") from error
         at_most -= _cost(keep[key])
     return keep
+
+
+def _read_sparse(fields: Mapping[str, Any]) -> dict[str, str]:
+    """The one field that a step may have besides."""
+    sparse = fields.get("sparse", {})
+    if not fields.keys() <= {"sparse"} or not isinstance(sparse, dict):
+        raise CompressError(f"a step has no fields {reprlib.repr(sorted(fields))}; sparse is patterns by parameter")
+    if not all(isinstance(text, str) for entry in sparse.items() for text in entry):
+        raise CompressError("sparse is patterns by parameter, {'lm_head.weight': '2:4'}, all of them text")
+    return dict(sparse)
 
 
 def _read_rows(text: Any, at_most: int, outer: int) -> Tensor:

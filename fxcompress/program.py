@@ -46,6 +46,7 @@ class Program:
     # inputs whose values address an axis that was cut: the original value of each new one
     numbering: dict[str, Tensor] = field(default_factory=dict)
     readers: dict[str, Callable[[], Tensor]] = field(default_factory=dict)  # values that are not in memory
+    sparse: dict[str, str] = field(default_factory=dict)  # the pattern of a parameter's zeros, "0.5" or "2:4"
     _analyses: dict[type, Any] = field(default_factory=dict, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -109,6 +110,7 @@ class Program:
             unused=dict(self.unused),
             numbering=dict(self.numbering),
             readers=dict(self.readers),
+            sparse=dict(self.sparse),
             _analyses={},
         )
 

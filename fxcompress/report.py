@@ -103,13 +103,19 @@ def _entry(record: Any) -> dict[str, Any]:
 
 
 def collapse(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any], int]]:
-    """Rows alike but for their key, as one line: (first key, row, how many)."""
+    """Rows alike but for their key and loss, as one line: (first key, row with all their losses, how many)."""
     out: dict[tuple[Any, ...], tuple[str, dict[str, Any], int]] = {}
     for row in rows:
-        alike = tuple((k, v) for k, v in row.items() if k != "key")
-        first, kept, count = out.get(alike, (row["key"], row, 0))
+        alike = tuple((k, v) for k, v in row.items() if k not in ("key", "loss"))
+        first, kept, count = out.get(alike, (row["key"], {**row, "loss": []}, 0))
+        kept["loss"] += [row["loss"]] if row.get("loss") is not None else []
         out[alike] = (first, kept, count + 1)
     return list(out.values())
+
+
+def losses(values: list[float]) -> str:
+    """Of matrices, the least and the largest."""
+    return " to ".join(dict.fromkeys(f"{value:.2g}" for value in (min(values), max(values)))) if values else ""
 
 
 def short(value: Any) -> str:
@@ -120,13 +126,13 @@ def short(value: Any) -> str:
 def _pass_table(entry: Mapping[str, Any]) -> Group:
     options = ", ".join(f"{k}={short(v)}" for k, v in entry["options"].items())
     table = Table(title=f"{entry['name']}({options})", title_justify="left")
-    for name in ("group", "role", "of", "asked", "got", "step", "why not"):
+    pruned = any(row.get("loss") is not None for row in entry["rows"])
+    for name in ("group", "role", "of", "asked", "got", "step", *(["loss"] if pruned else []), "why not"):
         table.add_column(name, justify="left" if name in ("group", "role", "why not") else "right", overflow="fold")
     for key, row, count in collapse(entry["rows"]):
         name = key if count == 1 else f"{key} and {count - 1} like it"
-        table.add_row(
-            name, row["role"], str(row["of"]), f"{row['asked']:g}", str(row["got"]), str(row["step"]), row["why"]
-        )
+        told = [str(row["of"]), f"{row['asked']:g}", str(row["got"]), str(row["step"])]
+        table.add_row(name, row["role"], *told, *([losses(row["loss"])] if pruned else []), row["why"])
     return Group(table, *(_law_line(law) for law in entry["laws"]))
 
 

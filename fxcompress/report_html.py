@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from fxcompress.pages import environment
-from fxcompress.report import FIGURES, Report, collapse
+from fxcompress.report import FIGURES, Report, collapse, losses
 
 
 def render(report: Report) -> str:
@@ -39,8 +39,11 @@ def _figure(name: str, before: int, after: int) -> dict[str, Any]:
 
 def _pass(entry: Mapping[str, Any]) -> dict[str, Any]:
     before, after = entry["before"]["parameters"], entry["after"]["parameters"]
-    rows = [{**row, "key": key, "alike": count - 1} for key, row, count in collapse(entry["rows"])]
-    return {**entry, "rows": rows, "removed": before - after, "of": before}
+    found = collapse(entry["rows"])
+    rows = [{**row, "key": key, "alike": count - 1, "loss": losses(row["loss"])} for key, row, count in found]
+    zeros = sum(row["got"] for row in entry["rows"] if row["role"] == "projection")
+    pruned = any(row["loss"] for row in rows)
+    return {**entry, "rows": rows, "removed": before - after, "of": before, "zeros": zeros, "pruned": pruned}
 
 
 def _others(notes: Mapping[str, Any]) -> str:

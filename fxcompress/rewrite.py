@@ -1,4 +1,7 @@
-"""Carry a decision out on a program, in place: slice every tensor once, give size arguments anew, skip modules."""
+"""Carry a decision out on a program, in place: slice every tensor once, give size arguments anew, skip modules.
+
+Zeros are in the values: of a decision on them only their pattern is taken over.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,9 @@ def rewrite(program: Program, step: Step) -> None:
         cut(program, axes, keep_by_axis(axes, step.keep))
     for path in step.remove:
         blocks.skip(program, path)
-    if not step.is_empty:
+    if step.keep or step.remove:
         program.changed()
+    program.sparse |= step.sparse
 
 
 def keep_by_axis(axes: AxisMap, keep: Mapping[str, Tensor]) -> Keep:

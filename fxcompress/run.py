@@ -24,10 +24,10 @@ from fxcompress.export.companions import find_tokenizer
 from fxcompress.export.config import NotExpressible
 from fxcompress.export.files import prepare_output
 from fxcompress.export.form import find_form
-from fxcompress.export.load import sha256
 from fxcompress.export.nearest import nearest
 from fxcompress.export.save import MAX_SHARD_SIZE, RESERVE, Result, versions
 from fxcompress.export.shards import read_size
+from fxcompress.files import sha256
 from fxcompress.journal import Journal, journaled, key_of
 from fxcompress.kept_statistics import digest, require_usable
 from fxcompress.passes import PruneAxes
@@ -54,6 +54,7 @@ class Request:
     max_shard_size: int | str = MAX_SHARD_SIZE
     random: bool = False
     verify: bool = True
+    packed: bool = False
     sizes_only: bool = False
 
     def check(self) -> None:
@@ -61,6 +62,10 @@ class Request:
         if self.target not in ("transformers", "fxcompress"):
             raise CompressError(f"target={self.target!r} is unknown; there are transformers and fxcompress")
         read_size(self.max_shard_size)
+        if self.packed and not any(p.kind == "weights" for p in self.recipe.steps):
+            raise CompressError("packed leaves out the zeros of pruned weights: add PruneWeights to the passes")
+        if self.packed and self.target == "transformers":
+            raise CompressError("transformers does not read packed weights: leave out packed, or the target")
         if self.sizes_only:
             return
         if not self.random:
@@ -68,6 +73,9 @@ class Request:
         blind = [p.name for p in self.recipe.steps if p.observes]
         if blind and self.recipe.calibration is None and self.batches is None and self.statistics is None:
             raise CompressError(f"{blind[0]} scores by activations and needs text to run on: --calibration FILE")
+        running = [p.name for p in self.recipe.steps if p.reruns]
+        if running and self.recipe.calibration is None and self.batches is None:
+            raise CompressError(f"{running[0]} runs the pruned model on text, statistics do not do: --calibration FILE")
         if self.statistics is not None:
             require_usable(Path(self.statistics))
 
@@ -95,18 +103,19 @@ def compress(
     max_shard_size: int | str = MAX_SHARD_SIZE,
     random: bool = False,
     verify: bool = True,
+    packed: bool = False,
     progress: Progress = silent,
 ) -> CompressedModel:
     """Compress the checkpoint in a directory, or of a hub id, into a new directory, and return the result.
 
     passes: in order, or a recipe. calibration, statistics: as ``apply`` takes them. target: "transformers" refuses
-    what stock transformers cannot load, before work starts. max_shard_size: of a weights file. random: weights as the
-    class initialises them, to try a config. The same call goes on where an earlier one was stopped. Raises
-    CompressError.
+    what stock transformers cannot load, before work starts. max_shard_size, packed: as ``save_pretrained`` takes them.
+    random: weights as the class initialises them, to try a config. The same call goes on where an earlier one was
+    stopped. Raises CompressError.
     """
     source = open_source(model, revision, progress=progress)
     recipe = passes if isinstance(passes, Recipe) else Recipe(listed(passes))
-    request = Request(source, recipe, calibration, statistics, target, max_shard_size, random, verify)
+    request = Request(source, recipe, calibration, statistics, target, max_shard_size, random, verify, packed)
     prepare_output(out, original=source.directory)
     return carry_out(request, plan(request, progress), out, progress)
 
@@ -163,7 +172,9 @@ def carry_out(request: Request, planned: Planned, out: str | Path, progress: Pro
         tokenizer = find_tokenizer(small.program, request.source.folder)
         limit = read_size(request.max_shard_size)
         with progress(f"saving {out}"):
-            Result(small.program, small.steps, small.report, tokenizer, limit).write(beside, journal.stage)
+            Result(small.program, small.steps, small.report, tokenizer, limit, request.packed).write(
+                beside, journal.stage
+            )
     return small
 
 
@@ -201,6 +212,7 @@ def _key(request: Request, planned: Planned, hashes: dict[str, str]) -> str:
             "statistics": _found(request),
             "random": request.random,
             "verify": request.verify,
+            "packed": request.packed,
             "max_shard_size": read_size(request.max_shard_size),
             "versions": versions(),
         }

@@ -77,6 +77,7 @@ class _Row(BaseModel):
     got: _Count
     step: _Count
     why: str
+    loss: float | None = None
 
 
 class _Law(BaseModel):
@@ -156,6 +157,7 @@ class ManifestFields(BaseModel):
     base: Annotated[_Base, _Few]
     steps: list[Any]
     numbering: dict[str, Any]
+    sparse: dict[str, str] = {}  # the patterns of zeros, by the names of tensors in the files
     report: ReportFields
     versions: _Texts
     sha256: Annotated[_Hashes, Field(min_length=1)]

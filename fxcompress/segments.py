@@ -10,7 +10,7 @@ and rotary tables. So each weight is read once for all batches.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -56,8 +56,24 @@ def segments(program: Program, weight_bytes: int = WEIGHT_BYTES) -> list[Segment
     return [*out, Segment(tuple(order[begin:end]), alive)]
 
 
+def blocks_using(program: Program, names: Collection[str]) -> list[Segment]:
+    """The graph in pieces that each end as soon as one of these tensors has been used, and can end."""
+    order = [n for n in program.graph.nodes if n.op != "output"]
+    out: list[Segment] = []
+    begin = 0
+    for position, after in _cuts(program, order):
+        piece = Segment(tuple(order[begin:position]), after)
+        if not set(names).isdisjoint(piece.weights):
+            out.append(piece)
+            begin = position
+    return [*out, Segment(tuple(order[begin:]), ())]
+
+
 def _cuts(program: Program, order: Sequence[fx.Node]) -> Iterator[tuple[int, tuple[fx.Node, ...]]]:
-    """Positions between nodes at which one value that weights have touched is alive, with all that is alive there."""
+    """Positions between nodes at which one value that weights have touched is alive, with all that is alive there.
+
+    What lives for half of the graph counts as a constant: some models give the embeddings to every layer besides.
+    """
     weights = {name for name, _ in program.parameters()}
     place = {node: i for i, node in enumerate(order)}
     last = {node: max((place.get(user, len(order)) for user in node.users), default=-1) for node in order}
@@ -69,7 +85,7 @@ def _cuts(program: Program, order: Sequence[fx.Node]) -> Iterator[tuple[int, tup
         if node.op != "get_attr":
             alive[node] = None
         alive = {n: None for n in alive if last[n] > i}
-        stream = [n for n in alive if n in touched]
+        stream = [n for n in alive if n in touched and last[n] - place[n] < len(order) / 2]
         if len(stream) == 1 and all(isinstance(n.meta.get("val"), Tensor | torch.SymInt) for n in alive):
             yield i + 1, tuple(alive)
 
@@ -92,6 +108,11 @@ class Kept:
             whole = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
             save_file(whole, self._file(batch))
             self._memory[batch] = {name: value for name, value in values.items() if name not in tensors}
+
+    def look(self, batch: int) -> dict[str, Any]:
+        """The values of a batch, which are kept."""
+        values = dict(self._memory[batch])
+        return values | load_file(self._file(batch)) if self._file(batch).is_file() else values
 
     def take(self, batch: int) -> dict[str, Any]:
         values = self._memory.pop(batch)

@@ -4,6 +4,9 @@
 2. *prune equals mask*: the original with the removed indices at their neutral elements gives the same outputs.
 3. *permutation*: permuting an axis consistently over its group changes nothing.
 4. *count*: the number of parameters is what the sizes of the axes say.
+
+Of pruned weights: *pattern*, weights that have to be zero and are not; *elsewhere*, other tensors that have changed;
+*finite*, outputs that are not.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from fxcompress.ondemand import widened
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.rewrite import keep_by_axis, rewrite
+from fxcompress.sparse import broken
 from fxcompress.streamed import META
 
 # Largest relative error of the outputs, by the dtype the model computes in: float64 shows the algebra, the others
@@ -59,6 +63,8 @@ class Law:
 def check(before: Program, after: Program, step: Step) -> list[Law]:
     """All laws for one step from ``before`` to ``after``. On meta weights only those that need no values."""
     laws = [shapes(after), count(before, after, step)]
+    if step.sparse:
+        return [*laws, *zeros(before, after, step)]
     if before.is_meta:
         why = "weights on meta have no values"
         return laws + [Law(name, None, why=why) for name in ("prune equals mask", "permutation")]
@@ -172,6 +178,26 @@ def count(before: Program, after: Program, step: Step) -> Law:
             expected += tensor.numel() if dims is None else math.prod(kept_size(dim, keep) for dim in dims)
     got = sum(parameter.numel() for _, parameter in after.parameters())
     return Law("count", float(abs(expected - got)))
+
+
+@torch.no_grad()
+def zeros(before: Program, after: Program, step: Step) -> list[Law]:
+    """Of pruned weights: the zeros are where the patterns ask for them, and nothing else has changed."""
+    if before.is_meta:
+        why = "weights on meta have no values"
+        return [Law(name, None, why=why) for name in ("pattern", "elsewhere", "finite")]
+    changed = [n for n in before.state if n not in step.sparse and not _is_shared(before, after, n)]
+    elsewhere = [n for n in changed if not torch.equal(before.read(n), after.read(n))]
+    outputs = graph.tensors(list(after.run(*probe(after))))
+    return [
+        Law("pattern", float(sum(broken(after, step.sparse).values()))),
+        Law("elsewhere", float(len(elsewhere))),
+        Law("finite", float(sum(int((~x.isfinite()).sum()) for x in outputs if x.is_floating_point()))),
+    ]
+
+
+def _is_shared(before: Program, after: Program, name: str) -> bool:
+    return before.state[name] is after.state[name] and before.readers.get(name) is after.readers.get(name)
 
 
 def difference(x: tuple | list, y: tuple | list) -> float:

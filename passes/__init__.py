@@ -13,6 +13,7 @@ from fxcompress.passes.prune_ssm_groups import PruneSSMGroups
 from fxcompress.passes.prune_ssm_heads import PruneSSMHeads
 from fxcompress.passes.prune_ssm_state import PruneSSMState
 from fxcompress.passes.prune_vocabulary import PruneVocabulary
+from fxcompress.passes.prune_weights import PruneWeights
 from fxcompress.passes.remove_layers import RemoveLayers
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "PruneSSMHeads",
     "PruneSSMState",
     "PruneVocabulary",
+    "PruneWeights",
     "RemoveLayers",
 ]

@@ -19,10 +19,11 @@ from fxcompress.amount import Amount
 from fxcompress.axes import AxisMap, Group
 from fxcompress.axis import leaves
 from fxcompress.errors import CompressError
-from fxcompress.pipeline import Pass, Row
+from fxcompress.pipeline import Pass
 from fxcompress.plan import MOST_INDICES, Step
 from fxcompress.program import Program
 from fxcompress.read_score import criterion
+from fxcompress.record import Row
 from fxcompress.score import Criterion, Score, best, scores
 from fxcompress.statistics import Statistics, Watch
 

@@ -18,9 +18,10 @@ from fxcompress.axes import AxisMap, Group
 from fxcompress.axis import Axis, leaves
 from fxcompress.checkpoint import read_tokenizer
 from fxcompress.errors import CompressError
-from fxcompress.pipeline import Pass, Row
+from fxcompress.pipeline import Pass
 from fxcompress.plan import Step
 from fxcompress.program import Program
+from fxcompress.record import Row
 from fxcompress.statistics import Statistics
 from fxcompress.token_fields import present_config, present_generation_config, renumber_config, special_ids
 from fxcompress.vocabulary import closed, new_ids, used_tokens

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
 
@@ -18,9 +18,10 @@ from fxcompress.axes import AxisMap
 from fxcompress.axis import leaves
 from fxcompress.errors import CompressError
 from fxcompress.layer_scores import LayerScore, Window, importance, watch_of, windows
-from fxcompress.pipeline import Pass, Row
+from fxcompress.pipeline import Pass
 from fxcompress.plan import Step
 from fxcompress.program import Program
+from fxcompress.record import Row
 from fxcompress.rewrite import rewrite
 from fxcompress.statistics import Statistics, Watch
 
@@ -48,6 +49,8 @@ class RemoveLayers(Pass):
     of the rewritten program, high is good. contiguous: they go as one run of consecutive layers (Minitron in practice,
     arXiv 2408.11796, section 2), scored together.
     """
+
+    cuts: ClassVar[bool] = False
 
     layers: tuple[int | str, ...] = ()
     part: Literal["attention", "ffn", "ssm"] | None = None

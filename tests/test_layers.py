@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 BOTTOM = ["errors", "axis", "address", "keep", "einop", "graph"]
 RULES = [*BOTTOM, "rule", "rules"]
-CORE = [*RULES, "kernels", "amount", "plan", "core"]
+CORE = [*RULES, "kernels", "weights", "amount", "plan", "core"]
 
 MAY_IMPORT = {
     # the algebra, and what a rule says in it
@@ -36,7 +36,7 @@ MAY_IMPORT = {
     # capture, program, analyses, pipeline: every module of fxcompress/ that has no line of its own
     "core": CORE,
     # what is done with a program
-    "passes": [*CORE, "weights"],
+    "passes": CORE,
     "export": CORE,
     "recipe": [*CORE, "passes"],
     "calibration": [*CORE, "recipe"],

@@ -37,7 +37,7 @@ def test_every_pass_can_be_in_a_recipe():
     assert list(PASSES) == passes.__all__
 
 
-NEEDED = {"ratio": 0.5, "tokens": [0], "layers": [0]}
+NEEDED = {"ratio": 0.5, "tokens": [0], "layers": [0], "sparsity": 0.5}
 
 
 @pytest.mark.parametrize("name", passes.__all__)

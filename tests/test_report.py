@@ -60,7 +60,12 @@ def test_summary_is_from_before_the_first_pass_to_after_the_last(report):
 
 def test_rows_alike_but_for_their_key_are_one_and_others_are_not():
     rows = [{"key": "a", "got": 1}, {"key": "b", "got": 2}, {"key": "c", "got": 1}]
-    assert collapse(rows) == [("a", rows[0], 2), ("b", rows[1], 1)]
+    assert collapse(rows) == [("a", {**rows[0], "loss": []}, 2), ("b", {**rows[1], "loss": []}, 1)]
+
+
+def test_matrices_that_lost_different_much_are_one_row_with_both_losses():
+    rows = [{"key": "a", "got": 1, "loss": 0.2}, {"key": "b", "got": 1, "loss": 0.1}]
+    assert collapse(rows) == [("a", {"key": "a", "got": 1, "loss": [0.2, 0.1]}, 2)]
 
 
 def test_text_names_every_pass_with_its_options_and_laws(report):

@@ -40,6 +40,9 @@ def compress(
     statistics: Annotated[Path | None, typer.Option(metavar="FILE", help="What calibration finds, kept there")] = None,
     target: TARGET = "fxcompress",
     max_shard_size: SHARD = MAX_SHARD_SIZE,
+    packed: Annotated[
+        bool, typer.Option("--packed", help="Leave out the zeros of pruned weights in the files")
+    ] = False,
     revision: REVISION = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the result's sizes and write nothing")] = False,
     random: Annotated[bool, typer.Option("--random", help="Random weights, for trying a config")] = False,
@@ -52,7 +55,9 @@ def compress(
     steps = Steps(Console(stderr=True))
     wanted = _recipe(recipe, passes or [], calibration, samples, length)
     source = open_source(model, revision, progress=steps)
-    request = Request(source, wanted, None, statistics, target, max_shard_size, random, verify, sizes_only=dry_run)
+    request = Request(
+        source, wanted, None, statistics, target, max_shard_size, random, verify, packed, sizes_only=dry_run
+    )
     if not dry_run:
         prepare_output(_required(out), original=source.directory)
     planned = plan(request, steps)

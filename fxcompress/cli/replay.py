@@ -14,8 +14,8 @@ from fxcompress import verify
 from fxcompress.cli.progress import Steps
 from fxcompress.compressed import CompressedModel
 from fxcompress.errors import CompressError
-from fxcompress.export.load import sha256
 from fxcompress.export.names import renumbering
+from fxcompress.files import sha256
 from fxcompress.manifest import read_manifest
 from fxcompress.plan import Step, read_steps
 from fxcompress.program import Program

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,17 +14,19 @@ from torch import nn
 from fxcompress.capture import capture
 from fxcompress.checkpoint import read_checkpoint
 from fxcompress.errors import CompressError
-from fxcompress.export.names import checkpoint_names, names_in_place, renumbered
+from fxcompress.export.names import checkpoint_names, names_in_place, renumbered, renumbering
+from fxcompress.files import sha256
 from fxcompress.manifest import read_manifest, result_files
 from fxcompress.ondemand import buffers
 from fxcompress.opened import open_program
+from fxcompress.packed import PackedFiles
 from fxcompress.plan import Step, read_steps
 from fxcompress.program import Program
 from fxcompress.report import Report
 from fxcompress.rewrite import rewrite
 from fxcompress.stored import Files, Stored
 
-Weights: TypeAlias = "Files | Stored"
+Weights: TypeAlias = "PackedFiles | Stored"
 
 
 def load(
@@ -46,14 +47,18 @@ def load(
     steps = read_steps(manifest["steps"])
     report = Report.from_json(manifest["report"])
     if manifest["loads_with"] == "transformers":  # the smaller config says it all: nothing is left to replay
-        return open_program(read_checkpoint(folder))[0], [], report
+        program = open_program(read_checkpoint(folder))[0]
+        program.sparse = dict(manifest.get("sparse", {}))
+        return program, [], report
     own = read_checkpoint(folder).stored() if manifest["loads_with"] == "fxcompress" else None
-    weights: Weights = Files(stored.values()) if own is None else own
+    weights: Weights = PackedFiles(Files(stored.values())) if own is None else own
     if model is not None:
         program = _replay(capture(model, example_inputs), steps)
     else:
         program = _replay(_base_on_meta(manifest["base"], weights, steps), steps)
     program.readers |= _readers(program, steps, weights, folder)
+    names = renumbering(program, steps)
+    program.sparse = {name: text for name in program.state if (text := manifest.get("sparse", {}).get(names.get(name)))}
     return program, steps, report
 
 
@@ -62,11 +67,6 @@ def replay_on_meta(folder: Path) -> tuple[Program, list[Step], Report]:
     program, steps, report = load(folder)
     program.readers.clear()
     return program, steps, report
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _base_on_meta(base: dict[str, Any], weights: Weights, steps: list[Step]) -> Program:

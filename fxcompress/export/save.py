@@ -29,20 +29,24 @@ from fxcompress.export.choose import Choice, choose
 from fxcompress.export.companions import Tokenizer, find_tokenizer
 from fxcompress.export.files import output_directory
 from fxcompress.export.form import Form
-from fxcompress.export.load import load, sha256
+from fxcompress.export.load import load
 from fxcompress.export.names import renumbering
 from fxcompress.export.pieces import Pieces
 from fxcompress.export.shards import Shard, pack, read_size, size_in_bytes, write_index, write_shard
+from fxcompress.export.tensors import Tensors
+from fxcompress.files import sha256
 from fxcompress.manifest import FORMAT, MANIFEST
 from fxcompress.ondemand import on_demand
 from fxcompress.plan import Step, write_ranges
 from fxcompress.program import Program
 from fxcompress.report import Report
+from fxcompress.sparse import require_zeros
 from fxcompress.stored import Stored
 from fxcompress.streamed import wide
 
 RESERVE = 1 << 20  # bytes for config, manifest and reports
 MAX_SHARD_SIZE = "5GB"
+PACKED = "its pruned weights are packed, which its class cannot read"
 
 
 def save(
@@ -52,15 +56,17 @@ def save(
     path: str | Path,
     source: str | Path | None = None,
     max_shard_size: int | str = MAX_SHARD_SIZE,
+    packed: bool = False,
 ) -> Path:
     """Write a result to a new directory, with its report in JSON, HTML and text, and return the directory.
 
     ``source``: the directory of the original checkpoint, whose tokenizer files are copied along; by default where the
-    model was loaded from. ``max_shard_size``: of a weights file, in bytes or as ``"5GB"``. Raises CompressError before
-    work starts when the directory cannot be written, and ProofError when what was saved does not load as what was in
-    memory.
+    model was loaded from. ``max_shard_size``: of a weights file, in bytes or as ``"5GB"``. packed: pruned weights
+    without their zeros (``fxcompress.packed``), for ``fxcompress.load`` alone. Raises CompressError before work starts
+    when the directory cannot be written, and ProofError when what was saved does not load as what was in memory.
     """
-    result = Result(program, list(steps), report, find_tokenizer(program, source), read_size(max_shard_size))
+    tokenizer = find_tokenizer(program, source)
+    result = Result(program, list(steps), report, tokenizer, read_size(max_shard_size), packed)
     with output_directory(path, result.bytes + RESERVE) as folder:
         result.write(folder)
     return Path(path)
@@ -85,12 +91,16 @@ class Result:
     report: Report
     tokenizer: Tokenizer | None
     max_shard_bytes: int
+    packed: bool = False
     choice: Choice = field(default=Choice("graph", None), init=False)
     hashes: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if self.program.is_meta:
             raise CompressError("weights on meta have no values to save; this was a dry run")
+        if self.packed and not self.program.sparse:
+            raise CompressError("packed=True: no weight of the model was pruned, so there are no zeros to leave out")
+        require_zeros(self.program)
         strange = sorted(set(self.program.inputs) - set(TOKEN_INPUTS))
         if self.program.origin.config is not None and strange:
             raise CompressError(
@@ -106,7 +116,7 @@ class Result:
         """Everything into a folder, the long parts of it as stages."""
         if self.tokenizer is not None:
             self.tokenizer.write(folder)  # first: it may refuse
-        self.choice = choose(self.program, self.steps)
+        self.choice = Choice("graph", None, PACKED) if self.packed else choose(self.program, self.steps)
         if self.choice.form is not None:
             self._write_ordinary(self.choice.form, folder, stage)
         else:
@@ -124,12 +134,9 @@ class Result:
         form.write_config(folder)
 
     def _write_tensors(self, folder: Path, stage: Stage) -> None:
-        """The program's tensors under the first of their names."""
-        names = renumbering(self.program, self.steps)
-        old = {new: name for name, new in names.items() if name in self.program.state}
-        on_meta = {new: self.program.state[name].to("meta") for new, name in old.items()}
-        values = lambda shard: ((new, self.program.read(old[new])) for new in shard.tensors)  # noqa: E731
-        self._write_shards(pack(on_meta, self.max_shard_bytes), values, folder, stage)
+        tensors = Tensors(self.program, self.steps, self.packed)
+        shards = pack(tensors.tensors, self.max_shard_bytes)
+        self._write_shards(shards, lambda shard: tensors.values(list(shard.tensors)), folder, stage)
 
     def _write_shards(self, shards: list[Shard], values: Callable[[Shard], Any], folder: Path, stage: Stage) -> None:
         for shard in shards:
@@ -138,7 +145,7 @@ class Result:
         write_index(folder, shards)
 
     def _write_manifest(self, folder: Path) -> None:
-        origin = self.program.origin
+        origin, names = self.program.origin, renumbering(self.program, self.steps)
         manifest = {
             "format": FORMAT,
             "loads_with": self.choice.loads_with,
@@ -148,6 +155,7 @@ class Result:
                 "config": None if origin.config is None else _portable(origin.config.to_dict()),
             },
             "steps": [step.to_json() for step in self.steps],
+            "sparse": {names[name]: text for name, text in self.program.sparse.items() if name in names},
             "numbering": {name: write_ranges(kept) for name, kept in self.program.numbering.items()},
             "report": self.report.to_json(),
             "versions": versions(),

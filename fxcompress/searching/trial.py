@@ -11,9 +11,10 @@ from typing import Any
 from fxcompress.batches import Batch
 from fxcompress.export.config import NotExpressible
 from fxcompress.gather import gather
-from fxcompress.pipeline import Pipeline, Record
+from fxcompress.pipeline import Pipeline
 from fxcompress.plan import Step
 from fxcompress.program import Program
+from fxcompress.record import Record
 from fxcompress.rewrite import rewrite
 from fxcompress.score import Score
 from fxcompress.searching.budget import Budget

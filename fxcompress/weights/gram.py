@@ -65,6 +65,11 @@ class Gram:
         return self._sum.shape[0]
 
     @property
+    def count(self) -> float:
+        """The tokens that were taken in, by their weights."""
+        return self._count
+
+    @property
     def matrix(self) -> Tensor:
         """H (n, n), symmetric to the last bit. Raises CompressError when no token was seen, or nothing is finite."""
         if self._count <= 0:

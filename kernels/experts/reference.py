@@ -1,5 +1,7 @@
 """Mixture of experts: every token through the few experts that its router chose."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -41,8 +43,13 @@ def experts(
     for pairs, up_e, down_e, b_up, b_down in zip(routed, up, down, up_biases, down_biases, strict=True):
         if len(pairs):
             token = pairs // choices
-            u = F.linear(x[token].to(dtype), up_e.to(dtype), b_up)
-            u = act(u[:, : u.shape[1] // 2]) * u[:, u.shape[1] // 2 :] if gated else act(u)
+            u = neurons(x[token].to(dtype), up_e.to(dtype), b_up, gated, act)
             u = F.linear(u, down_e.to(dtype), b_down)
             y.index_add_(0, token, u * weight.flatten()[pairs, None].to(dtype))
     return y.to(x.dtype)
+
+
+def neurons(x: Tensor, up: Tensor, bias: Tensor | None, gated: bool, act: Callable[[Tensor], Tensor]) -> Tensor:
+    """What one expert's second projection reads: x (t, h), up (f, h) or gated (2*f, h) -> (t, f)."""
+    u = F.linear(x, up, bias)
+    return act(u[:, : u.shape[1] // 2]) * u[:, u.shape[1] // 2 :] if gated else act(u)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fxcompress.export.load import sha256
+from fxcompress.files import sha256
 from fxcompress.manifest import MANIFEST, read_manifest
 
 

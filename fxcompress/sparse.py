@@ -1,0 +1,50 @@
+"""The patterns of zeros that a program's weights have: counted, and held to when the program is saved.
+
+Which weights are zero is said by their values alone, so that a mask cannot differ from what it masks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fxcompress.errors import CompressError
+from fxcompress.program import Program
+from fxcompress.projections import projections
+from fxcompress.weights.pattern import NM, parse
+
+
+def missing_zeros(value: Tensor, text: str) -> int:
+    """How many weights of matrices (matrices, outputs, columns) would have to be zero besides, by their pattern."""
+    pattern, zero = parse(text), value == 0
+    if isinstance(pattern, NM):
+        here = zero.reshape(*zero.shape[:-1], -1, pattern.of).sum(-1)
+        return int((pattern.of - pattern.keep - here).clamp(min=0).sum())
+    least = math.floor(pattern.sparsity * zero.shape[-1]) * zero.shape[-2]  # by rows, or less exactly by the matrix
+    return int((least - zero.sum((-2, -1))).clamp(min=0).sum())
+
+
+def broken(program: Program, patterns: Mapping[str, str]) -> dict[str, int]:
+    """The parameters with weights that have to be zero by their patterns and are not, and how many those are."""
+    found: dict[str, int] = {}
+    for p in projections(program) if patterns else []:
+        if p.name in patterns:
+            missing = missing_zeros(p.matrices(program.read(p.name)), patterns[p.name])
+            found |= {p.name: missing} if missing else {}
+    return found
+
+
+def require_zeros(program: Program) -> None:
+    """Raise CompressError where training, or anything else, has filled the zeros of a pruned weight."""
+    for name, missing in broken(program, program.sparse).items():
+        raise CompressError(
+            f"{name} was pruned to {program.sparse[name]}, and {missing:,} weights that have to be zero are not: train"
+            " with its zeros held, or take its entry out of program.sparse to save it as it is"
+        )
+
+
+def masks(program: Program) -> dict[str, Tensor]:
+    """Of every pruned parameter which weights are not zero, bool, of its shape."""
+    return {name: program.read(name) != 0 for name in program.sparse if name in program.state}
