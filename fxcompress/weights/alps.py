@@ -1,4 +1,4 @@
-"""ALPS: the mask by ADMM, then the least loss on that support by conjugate gradients (arXiv 2406.07831, section 3).
+"""The support search of ALPS: a mask by ADMM (arXiv 2406.07831, section 3).
 
     min ½ tr (W' − W) H (W' − W)ᵀ  with W' = D, D of the pattern
     W' ← (W H − V + ρ D)(H + ρI)⁻¹;   D ← the pattern's part of W' + V/ρ;   V ← V + ρ (W' − D)
@@ -65,38 +65,6 @@ def support(weight: Tensor, gram: Damped, pattern: Pattern, zero: Tensor, search
             rho, D, V = rho / 5, dense, torch.zeros_like(W)
         inverse = _inverse(values, vectors, rho)
     return before
-
-
-def conjugate_gradient(
-    weight: Tensor,
-    mask: Tensor,
-    gram: Damped,
-    start: Tensor | None = None,
-    iterations: int = 10,
-    tolerance: float = 0.0,
-) -> Tensor:
-    """The weights (m, n) of least loss under a mask, approached from ``start`` (the masked weights where None).
-
-    All rows take their steps together, preconditioned by the diagonal of H; the loss falls with every step. tolerance:
-    stop where the gradient of every row is so small a part of its first. Removed weights are exactly 0.
-    """
-    H, W = gram.matrix, weight.to(gram.matrix)
-    diagonal, tiny = H.diagonal(), torch.finfo(H.dtype).tiny
-    out = compensation.none(W if start is None else start.to(W), mask)
-    residual = compensation.none((W - out) @ H, mask)  # minus the gradient on the support
-    direction = residual / diagonal
-    size = first = (residual * direction).sum(1, keepdim=True)
-    for _ in range(iterations):
-        if bool((size <= tolerance**2 * first).all()):
-            break
-        image = compensation.none(direction @ H, mask)
-        length = size / (direction * image).sum(1, keepdim=True).clamp(min=tiny)
-        out = out + length * direction
-        residual = residual - length * image
-        scaled = residual / diagonal
-        size, last = (residual * scaled).sum(1, keepdim=True), size
-        direction = scaled + size / last.clamp(min=tiny) * direction
-    return out
 
 
 def _project(target: Tensor, pattern: Pattern, zero: Tensor, dead: Tensor) -> Tensor:

@@ -5,7 +5,7 @@
 
 For a fixed mask this is the least possible loss tr (W − W') H (W − W')ᵀ, H with its damping: the optimal update of
 "Pruning Foundation Models for High Accuracy without Retraining" (Findings of EMNLP 2024). For one removed weight it is
-that of Optimal Brain Surgeon.
+that of Optimal Brain Surgeon. Either solved row by row, or for all rows at once by conjugate gradients.
 """
 
 from __future__ import annotations
@@ -35,6 +35,39 @@ def exact(weight: Tensor, mask: Tensor, gram: Damped, memory: int = MEMORY) -> T
     else:
         out = weight + solve_within(gram.matrix, mask, none(weight, ~mask) @ gram.matrix, memory)
     return none(out, mask)
+
+
+def conjugate_gradient(
+    weight: Tensor,
+    mask: Tensor,
+    gram: Damped,
+    start: Tensor | None = None,
+    iterations: int = 1000,
+    tolerance: float = 1e-6,
+) -> Tensor:
+    """The weights (m, n) of least loss under a mask, approached from ``start`` (the masked weights where None).
+
+    All rows take their steps together, preconditioned by the diagonal of H; the loss falls with every step (ALPS, arXiv
+    2406.07831, algorithm 2). Stops after ``iterations``, or when the gradient of every row is less than ``tolerance``
+    of what it was. Removed weights are exactly 0.
+    """
+    H, W = gram.matrix, weight.to(gram.matrix)
+    diagonal, tiny = H.diagonal(), torch.finfo(H.dtype).tiny
+    out = none(W if start is None else start.to(W), mask)
+    residual = none((W - out) @ H, mask)  # minus the gradient on the support
+    direction = residual / diagonal
+    size = first = (residual * direction).sum(1, keepdim=True)
+    for _ in range(iterations):
+        if bool((size <= tolerance**2 * first).all()):
+            break
+        image = none(direction @ H, mask)
+        length = size / (direction * image).sum(1, keepdim=True).clamp(min=tiny)
+        out = out + length * direction
+        residual = residual - length * image
+        scaled = residual / diagonal
+        size, last = (residual * scaled).sum(1, keepdim=True), size
+        direction = scaled + size / last.clamp(min=tiny) * direction
+    return out
 
 
 def solve_within(matrix: Tensor, sets: Tensor, right: Tensor, memory: int = MEMORY) -> Tensor:

@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 
 from fxcompress.errors import CompressError
-from fxcompress.weights import alps as admm
 from fxcompress.weights import blocked, scores
-from fxcompress.weights.compensation import MEMORY, none
+from fxcompress.weights.alps import support
+from fxcompress.weights.compensation import MEMORY, conjugate_gradient, none
 from fxcompress.weights.compensation import exact as whole_rows
 from fxcompress.weights.gram import Gram, relative_loss
 from fxcompress.weights.pattern import NM, Pattern
 
 Shares = Literal["even", "dense"]
+Solver = Literal["cholesky", "cg"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def mrp(
     sweep: bool = True,
     shares: Shares | None = None,
     block: int | None = None,
+    solver: Solver | None = None,
     damping: float = 0.01,
     memory: int = MEMORY,
 ) -> tuple[Tensor, Tensor, float | None]:
@@ -122,10 +124,12 @@ def mrp(
     whole row from the dense weights (default), otherwise within the block and to the right of it. sweep: choose masks
     left to right in blocks of ``block`` columns (32), each compensated for the ones before; otherwise all at once.
     shares: how much every block of an unstructured sweep loses: as the scores of the dense weights have it ("dense",
-    the default), or the same part ("even"). memory: bytes to work in.
+    the default), or the same part ("even"). solver: of whole rows, "cholesky" (default), or "cg", which comes as near
+    as the dtype allows with products of whole matrices only. memory: bytes to work in.
     """
     rule = mask or ("M" if isinstance(pattern, NM) else "S")
     _check_rules(rule, compensation, exact, pattern)
+    _check_solver(solver, compensation, exact)
     _check_sweep(sweep, compensation, exact, shares, block, pattern)
     _check_number("memory", memory, 1, "bytes")
     damped = gram.damped(damping)
@@ -135,7 +139,8 @@ def mrp(
     else:
         out, kept = weight, blocked.at_once(weight, damped, pattern, zero, rule, memory)
     if compensation == "M" and exact is not False:
-        out = whole_rows(weight, kept, damped, memory)
+        cg = solver == "cg"
+        out = conjugate_gradient(weight, kept, damped) if cg else whole_rows(weight, kept, damped, memory)
     return out, kept, damped.damping
 
 
@@ -160,10 +165,10 @@ def alps(
     _check_number("steps", steps, 0, "steps")
     _check_number("memory", memory, 1, "bytes")
     damped = gram.damped(damping)
-    kept = admm.support(weight, damped, pattern, zero)
+    kept = support(weight, damped, pattern, zero)
     if finish == "exact":
         return whole_rows(weight, kept, damped, memory), kept, damped.damping
-    return admm.conjugate_gradient(weight, kept, damped, iterations=steps), kept, damped.damping
+    return conjugate_gradient(weight, kept, damped, iterations=steps), kept, damped.damping
 
 
 def _check_rules(mask: str, compensation: str, exact: bool | None, pattern: Pattern) -> None:
@@ -174,6 +179,13 @@ def _check_rules(mask: str, compensation: str, exact: bool | None, pattern: Patt
         raise CompressError(f"mask='M' tries the sets of an N:M pattern, and {pattern} is none; take mask='S'")
     if compensation == "S" and exact:
         raise CompressError("exact=True is a compensation of many weights at once; take compensation='M'")
+
+
+def _check_solver(solver: str | None, compensation: str, exact: bool | None) -> None:
+    if solver not in (None, *get_args(Solver)):
+        raise CompressError(f"solver={solver!r} is unknown: whole rows are solved for by 'cholesky' or 'cg'")
+    if solver is not None and (compensation == "S" or exact is False):
+        raise CompressError("solver= is of whole rows: it needs compensation='M' and exact not False")
 
 
 def _check_sweep(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from fxcompress.errors import CompressError
 from fxcompress.weights import blocked, compensation
-from fxcompress.weights.compensation import exact, none
+from fxcompress.weights.compensation import conjugate_gradient, exact, none
 from fxcompress.weights.pattern import NM, Unstructured
 from tests.weights import laws, oracles
 from tests.weights.problems import damped, loss, none_zero, problem, random_mask
@@ -83,3 +85,37 @@ def test_systems_without_a_factor_are_refused():
     indefinite = torch.tensor([[1.0, 2.0], [2.0, 1.0]])
     with pytest.raises(CompressError, match=r"2 rows cannot be solved for.*raise damping"):
         compensation.solve_within(indefinite, torch.ones(2, 2, dtype=torch.bool), torch.ones(2, 2))
+
+
+def test_unfinished_conjugate_gradients_have_a_gradient_left():
+    """So that the law below can fail."""
+    weight, D, mask = problem(8, 32)[0], damped(32), random_mask(8, 32)
+    found = conjugate_gradient(weight, mask, D, iterations=3)
+    assert ((found - weight) @ D.matrix)[mask].abs().max() > 1e-6 * (weight @ D.matrix).abs().max()
+
+
+def test_gradient_on_the_support_is_zero():
+    weight, D, mask = problem(8, 32)[0], damped(32), random_mask(8, 32)
+    found = conjugate_gradient(weight, mask, D, iterations=200, tolerance=1e-12)
+    gradient = (found - weight) @ D.matrix
+    assert gradient[mask].abs().max() < 1e-8 * (weight @ D.matrix).abs().max()
+    assert torch.count_nonzero(found[~mask]) == 0
+
+
+def test_conjugate_gradients_end_at_the_closed_form():
+    weight, D, mask = problem(8, 32)[0], damped(32), random_mask(8, 32)
+    found = conjugate_gradient(weight, mask, D, iterations=500, tolerance=1e-13)
+    torch.testing.assert_close(found, exact(weight, mask, D))
+
+
+def test_every_step_loses_less():
+    weight, D, mask = problem(8, 32)[0], damped(32), random_mask(8, 32)
+    losses = [loss(weight, conjugate_gradient(weight, mask, D, iterations=k), D.matrix) for k in range(12)]
+    torch.testing.assert_close(losses[0], loss(weight, none(weight, mask), D.matrix))
+    assert all((after <= before * (1 + 1e-9)).all() for before, after in itertools.pairwise(losses))
+
+
+def test_nothing_moves_from_the_least_loss():
+    weight, D, mask = problem(4, 16)[0], damped(16), random_mask(4, 16)
+    least = exact(weight, mask, D)
+    torch.testing.assert_close(conjugate_gradient(weight, mask, D, start=least), least)
