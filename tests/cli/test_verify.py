@@ -101,3 +101,24 @@ def _nudge(folder) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"] * (1 + 1e-6) + torch.zeros(())
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_pruned_weights_are_held_to_their_patterns_and_all_others_to_their_values(run, saved, tmp_path):
+    result = tmp_path / "pruned"
+    passes = ["--pass", "RemoveLayers(layers=[0])", "--pass", "PruneWeights(pattern='2:4', method='magnitude')"]
+    run("compress", saved("llama"), "-o", result, *passes)
+    shown = run("verify", saved("llama"), result)
+    assert shown.exit_code == 0, shown.output
+    found = rows(shown.stdout)
+    assert found["result", "zeros are where the plan asks for them"][0] == "holds"
+    assert found["result", "weights equal the replay's"][0] == "holds"
+    file = result / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.0.mlp.up_proj.weight"] += 1e-3
+    save_file(tensors, file, {"format": "pt"})
+    edit(result, lambda m: m["sha256"].update({file.name: sha256(file)}))
+    verdict, detail = rows(run("verify", saved("llama"), result).stdout)[
+        "result", "zeros are where the plan asks for them"
+    ]
+    assert verdict == "FAILS"
+    assert "model.layers.0.mlp.up_proj.weight has" in detail
