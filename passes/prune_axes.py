@@ -33,7 +33,7 @@ class PruneAxes(Pass):
     """Cut every free axis of a role (or whose group key matches ``groups``) by the same amount.
 
     ratio: the part to remove, to the nearest feasible count; size: what is left, exactly (over all outer axes).
-    layers: glob on module paths; a group is taken when all of its parameters lie under matching modules.
+    layers: a glob on module paths, or several; a group is taken when all of its parameters lie under matching modules.
     round_to: the count kept along the axis is a multiple of it.
     scope: "layer" cuts every group by the same amount; "global" removes the lowest-scoring indices of all groups
     together, so that layers end up with sizes of their own. The names of scores compare each index with the mean of
@@ -47,13 +47,17 @@ class PruneAxes(Pass):
     groups: str = "*"
     ratio: float | None = None
     size: int | None = None
-    layers: str = "*"
+    layers: str | tuple[str, ...] = "*"
     round_to: int = 1
     score: Score = "magnitude"
     scope: Literal["layer", "global"] = "layer"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.layers, str):
+            object.__setattr__(self, "layers", tuple(self.layers))
+        if not self.layers:
+            raise CompressError(f"{self.name}: layers= names no layer: leave it away for all of them")
         self.amount  # noqa: B018  (a contradictory amount is refused here, before any work)
         if self.scope not in ("layer", "global"):
             raise CompressError(f"scope={self.scope!r} is unknown; there are layer and global")
@@ -83,6 +87,9 @@ class PruneAxes(Pass):
         """The groups to cut. Raises CompressError when there is none, saying what there is."""
         found = self.candidates(program.get(AxisMap))
         here = [g for g in found if self._in_layers(g)]
+        for pattern in self._patterns if here else ():
+            if not any(_is_under(slot.name, pattern) for group in here for slot in group.slots):
+                raise CompressError(f"{self.name}: {self._why_none(found, [], pattern)}")
         free = [g for g in here if not g.pinned]
         if not free:
             raise CompressError(f"{self.name}: {self._why_none(found, here)}")
@@ -161,15 +168,19 @@ class PruneAxes(Pass):
         return self.role or " ".join(sorted(group.roles)) or "axis"
 
     def _in_layers(self, group: Group) -> bool:
-        return all(_is_under(slot.name, self.layers) for slot in group.slots)
+        return all(any(_is_under(slot.name, pattern) for pattern in self._patterns) for slot in group.slots)
 
-    def _why_none(self, found: list[Group], here: list[Group]) -> str:
+    @property
+    def _patterns(self) -> tuple[str, ...]:
+        return (self.layers,) if isinstance(self.layers, str) else self.layers
+
+    def _why_none(self, found: list[Group], here: list[Group], where: str | tuple[str, ...] = "") -> str:
         what = f"no {self.role.replace('_', ' ')}" if self.role else f"no group like {self.groups!r}"
         if here:
             hint = "; PruneVocabulary removes tokens" if "vocabulary" in here[0].roles else ""
             return f"{what} can be cut: {here[0].key} is pinned, {here[0].pinned[0]}{hint}"
         if found:
-            return f"{what} lies wholly under layers={self.layers!r}; there is, for example, {found[0].key}"
+            return f"{what} lies wholly under layers={where or self.layers!r}; there is, for example, {found[0].key}"
         return f"{what} in this model; `fxcompress inspect` lists what there is"
 
 

@@ -14,6 +14,7 @@ TEXT = """
 version: 1
 passes:
   - PruneFFN: {ratio: 0.25, layers: "model.layers.[12]"}
+  - PruneFFN: {ratio: 0.25, layers: ["model.layers.0", "*.3"]}
   - RemoveLayers: {layers: [1, "model.layers.2"]}
 calibration: {file: text.txt, samples: 8}
 """
@@ -23,6 +24,7 @@ def test_a_recipe_gives_its_passes_in_order():
     recipe = Recipe.from_yaml(TEXT)
     assert recipe.passes() == [
         PruneFFN(ratio=0.25, layers="model.layers.[12]"),
+        PruneFFN(ratio=0.25, layers=("model.layers.0", "*.3")),
         RemoveLayers(layers=(1, "model.layers.2")),
     ]
     assert recipe.calibration == Calibration(file="text.txt", samples=8)
@@ -63,6 +65,7 @@ def test_a_calibration_file_is_found_beside_its_recipe(tmp_path):
         ("PruneFFN(ratio=0.25)", PruneFFN(ratio=0.25)),
         (" PruneFFN( size = 60 , score = 'random' ) ", PruneFFN(size=60, score="random")),
         ("PruneAttentionHeads(ratio=0.5, kv=True)", PruneAttentionHeads(ratio=0.5, kv=True)),
+        ("PruneFFN(size=40, layers=['*.0', '*.2'])", PruneFFN(size=40, layers=("*.0", "*.2"))),
         ("RemoveLayers(layers=(0, -1))", RemoveLayers(layers=(0, -1))),
         ("RemoveLayers(layers=['model.layers.1'])", RemoveLayers(layers=("model.layers.1",))),
     ],

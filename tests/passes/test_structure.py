@@ -17,6 +17,7 @@ from fxcompress.passes import (
     PruneSSMHeads,
     RemoveLayers,
 )
+from fxcompress.statistics import Statistics
 from tests import models, plain
 
 HYBRIDS = ("nemotron_h", "nemotron_h_moe")
@@ -133,6 +134,14 @@ def test_layers_are_selected_by_glob_and_the_others_stay():
     assert widths == [40, 80, 40]
 
 
+def test_several_globs_select_what_any_of_them_matches_in_one_pass():
+    several = PruneFFN(ratio=0.5, layers=["model.layers.0", "*.layers.2.mlp"])
+    step, _ = several.decide(models.captured("llama"), Statistics())
+    as_one, _ = PruneFFN(ratio=0.5, layers="*.layers.[02]").decide(models.captured("llama"), Statistics())
+    assert step.keep.keys() == as_one.keep.keys()
+    assert several == PruneFFN(ratio=0.5, layers=("model.layers.0", "*.layers.2.mlp"))
+
+
 def test_round_to_keeps_multiples():
     small = fxcompress.apply(models.captured("llama"), [PruneFFN(ratio=0.3, round_to=16)])
     (entry,) = small.report.passes
@@ -225,6 +234,8 @@ def test_a_block_that_leaves_its_last_addition_to_the_next_one_is_removed(layers
         ("mamba", lambda: PruneFFN(ratio=0.5), "no ffn neuron in this model"),
         ("llama", lambda: PruneSSMHeads(ratio=0.5), "no ssm head in this model"),
         ("llama", lambda: PruneFFN(ratio=0.5, layers="*.layers.7"), "no ffn neuron lies wholly under"),
+        ("llama", lambda: PruneFFN(ratio=0.5, layers=("*.1", "*.7")), "no ffn neuron lies wholly under layers='*.7'"),
+        ("llama", lambda: PruneFFN(ratio=0.5, layers=()), "layers= names no layer"),
         ("llama", lambda: PruneAttentionHeads(ratio=0.1), "would remove nothing; the nearest ratio is 0.3333"),
         ("llama", lambda: PruneAttentionHeads(size=5), "the nearest sizes are 4 and 6"),
         ("mamba2", lambda: PruneSSMHeads(size=8), "the nearest sizes are 6 and 9"),
