@@ -11,9 +11,10 @@ from fxcompress.bounded import one_line
 from fxcompress.errors import CompressError
 from fxcompress.gradients import Gradients
 from fxcompress.observe import Observer
+from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.progress import Progress, silent
-from fxcompress.skipping import Skips
+from fxcompress.shifts import Shifts
 from fxcompress.statistics import Statistics, Watch
 from fxcompress.sums import KINDS
 
@@ -50,8 +51,10 @@ def _backward(program: Program, watches: list[Watch], batches: Sequence, progres
 
 
 def _skipping(program: Program, watches: list[Watch], batches: Sequence, progress: Progress) -> Statistics:
+    steps = [Step("left out", remove=watch.nodes) for watch in watches]
     with progress("calibration, without layers", len(batches) * len(watches)) as advance:
-        return Skips(program, watches).sweep(batches, advance)
+        found = Shifts(program, steps).sweep(batches, advance)
+    return Statistics(dict(zip(watches, found, strict=True)))
 
 
 _SWEEPS = {frozenset(KINDS): _forward, frozenset({"taylor"}): _backward, frozenset({"skip"}): _skipping}

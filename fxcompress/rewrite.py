@@ -5,8 +5,9 @@ Zeros are in the values: of a decision on them only their pattern is taken over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -52,17 +53,28 @@ def cut(program: Program, axes: AxisMap, keep: Keep) -> None:
     """Keep the named indices of each axis in every tensor and every size argument."""
     check_needs(axes, keep)
     _renumber(program, axes, keep)
+    for name, dims in cut_tensors(axes, keep):
+        program.set_state(name, sliced(graph.get_attr(program.module, name), dims, keep, axes.outer))
+        if name in program.readers:
+            program.readers[name] = partial(_read_cut, program.readers[name], dims, keep, axes.outer)
+    for node, arguments in resized(axes, keep):
+        node.args, node.kwargs = arguments
+
+
+def cut_tensors(axes: AxisMap, keep: Keep) -> Iterator[tuple[str, Dims]]:
+    """The parameters and buffers that lose indices, with their dims."""
     for name, dims in axes.state.items():
         if any(is_cut(dim, keep) for dim in dims):
-            program.set_state(name, sliced(graph.get_attr(program.module, name), dims, keep, axes.outer))
-            if name in program.readers:
-                program.readers[name] = partial(_read_cut, program.readers[name], dims, keep, axes.outer)
+            yield name, dims
+
+
+def resized(axes: AxisMap, keep: Keep) -> Iterator[tuple[fx.Node, tuple[Any, Any]]]:
+    """The calls that are given sizes, with their arguments as they are after a cut."""
     for node, dims in axes.dims.items():
         rule = RULES.get(node.target)
         if rule is not None and rule.resize is not None and _touches(node, axes, keep):
             sizing = Sizing(bind(node), dims, axes.dims, keep, axes.outer)
-            for argument, value in rule.resize(sizing).items():
-                _set_argument(node, argument, value)
+            yield node, _with_arguments(node, rule.resize(sizing))
 
 
 def _read_cut(read: Callable[[], Tensor], dims: Dims, keep: Keep, outer: Outer) -> Tensor:
@@ -100,10 +112,13 @@ def _touches(node: fx.Node, axes: AxisMap, keep: Keep) -> bool:
     )
 
 
-def _set_argument(node: fx.Node, name: str, value: object) -> None:
-    """Set an argument by its name in the schema, where the call has it: by position or by keyword."""
-    position = [a.name for a in node.target._schema.arguments].index(name)  # type: ignore[union-attr]
-    if position < len(node.args):
-        node.update_arg(position, value)
-    else:
-        node.update_kwarg(name, value)
+def _with_arguments(node: fx.Node, values: Mapping[str, object]) -> tuple[Any, Any]:
+    """The call's arguments with some set by their names in the schema, where the call has them."""
+    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    args, kwargs = list(node.args), dict(node.kwargs)
+    for name, value in values.items():
+        if (position := names.index(name)) < len(args):
+            args[position] = value  # type: ignore[call-overload]
+        else:
+            kwargs[name] = value  # type: ignore[assignment]
+    return tuple(args), kwargs

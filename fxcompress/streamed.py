@@ -38,8 +38,12 @@ class Run(fx.Interpreter):
 
     def arguments(self, n: fx.Node, instead: Mapping[fx.Node, Tensor] | None = None) -> tuple[Any, Any]:
         """The values of a call's arguments, some of them replaced."""
+        return self.filled((n.args, n.kwargs), instead)
+
+    def filled(self, given: tuple[Any, Any], instead: Mapping[fx.Node, Tensor] | None = None) -> tuple[Any, Any]:
+        """Arguments and keyword arguments with the values of nodes in their places."""
         other = instead or {}
-        args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda a: other[a] if a in other else self.value(a))
+        args, kwargs = fx.node.map_arg(given, lambda a: other[a] if a in other else self.value(a))
         if not self.readers:
             return args, kwargs
         return fx.node.map_aggregate((args, kwargs), lambda a: CPU if a == META else a)

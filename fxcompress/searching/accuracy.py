@@ -3,7 +3,8 @@
     accuracy  = mean over tokens t of  [argmax p(. | x_<t) = x_t]
     agreement = mean over tokens t of  [argmax p(. | x_<t) = argmax p_parent(. | x_<t)]
 
-The two figures that rank the candidates of MiniPuzzle (Nemotron-H, arXiv 2504.03624, section on compression).
+The two figures that rank the candidates of MiniPuzzle (Nemotron-H, arXiv 2504.03624, section on compression), and the
+zero-shot loss, which the same logits have.
 """
 
 from __future__ import annotations
@@ -12,21 +13,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fxcompress.batches import Batch
-from fxcompress.bounded import one_line
 from fxcompress.errors import CompressError
-from fxcompress.observe import mask_of
 from fxcompress.program import Program
+from fxcompress.searching.logits import follows, logits_of
+from fxcompress.searching.variant import Variant
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Parts of the tokens that follow another one, in [0, 1]."""
+    """Parts of the tokens that follow another one, in [0, 1], and the loss at them in nats a token."""
 
     accuracy: float
     agreement: float
+    loss: float
 
     @property
     def mean(self) -> float:
@@ -40,46 +43,32 @@ def greedy(program: Program, batches: Sequence[Batch]) -> list[Tensor]:
 
     Raises CompressError for batches that are not of token ids, or do not fit, and for a model without logits.
     """
-    return [_most_likely(program, batch) for batch in batches]
+    return [logits_of(program, batch)[:, :-1].argmax(-1) for batch in batches]
 
 
+@torch.no_grad()
 def accuracy(
-    program: Program, batches: Sequence[Batch], parent: Sequence[Tensor], advance: Callable[[], None] = lambda: None
+    program: Program | Variant,
+    batches: Sequence[Batch],
+    parent: Sequence[Tensor],
+    advance: Callable[[], None] = lambda: None,
 ) -> Accuracy:
     """Of a program on batches of token ids (batch, length). ``parent``: what ``greedy`` says of the whole model.
 
     Padding neither predicts nor is predicted. ``advance`` is called after each batch.
     """
     right = same = count = 0
+    loss = 0.0
     for batch, expected in zip(batches, parent, strict=True):
-        found, follows = _most_likely(program, batch), _follows(batch)
-        next_ids = batch["input_ids"][:, 1:].to(found.device)
-        right += int((found == next_ids)[follows].sum())
-        same += int((found == expected)[follows].sum())
-        count += int(follows.sum())
+        logits = logits_of(program, batch)
+        counts = follows(batch).to(logits.device)
+        logits, next_ids = logits[:, :-1][counts], batch["input_ids"][:, 1:].to(logits.device)[counts]
+        found = logits.argmax(-1)
+        right += int((found == next_ids).sum())
+        same += int((found == expected[counts]).sum())
+        loss += float(F.cross_entropy(logits.float(), next_ids, reduction="sum"))
+        count += len(next_ids)
         advance()
     if not count:
-        raise CompressError("the batches have no token that follows another one: use longer samples")
-    return Accuracy(right / count, same / count)
-
-
-def _follows(batch: Batch) -> Tensor:
-    """Which tokens from the second on are real and follow a real one, (batch, length - 1)."""
-    mask = mask_of(batch)
-    assert mask is not None
-    return mask[:, 1:] & mask[:, :-1]
-
-
-@torch.no_grad()
-def _most_likely(program: Program, batch: Batch) -> Tensor:
-    if batch.get("input_ids") is None:
-        raise CompressError("a batch has no input_ids: candidates are ranked by how they predict tokens")
-    try:
-        logits = program.run(*program.bind(**{name: value.to(program.device) for name, value in batch.items()}))[0]
-    except IndexError as error:
-        raise CompressError("the batches have token ids without an embedding") from error
-    except TypeError as error:  # inputs of other names
-        raise CompressError(f"the batches do not fit the model: {one_line(error)}") from error
-    if logits.dim() != 3:
-        raise CompressError(f"{program.origin.model_class.__name__} gives no logits (batch, length, vocabulary)")
-    return logits[:, :-1].argmax(-1)
+        raise CompressError("the calibration has no token that follows another one: use longer samples")
+    return Accuracy(right / count, same / count, loss / count)

@@ -35,7 +35,7 @@ def open_space(program: Program, asked: Any, layer_order: Sequence[int]) -> Spac
     """
     if asked is None:
         return Space(tuple(_every_axis(program, layer_order)), tuple(layer_order))
-    wanted = _as_mapping(asked)
+    wanted = as_mapping(asked, NAMES)
     order = [name for name in NAMES if name in wanted]
     choices = (_with_sizes(program, _whole(program, name, layer_order), wanted[name]) for name in order)
     return Space(tuple(choices), tuple(layer_order))
@@ -60,17 +60,18 @@ def _read_sizes(text: str, sizes: str) -> list[int] | tuple[int, ...]:
     raise CompressError(f"{quoted(text)} is no axis: write 'ffn=8192:21504:512', 'layers=44,48,52' or 'width'")
 
 
-def _as_mapping(asked: Any) -> Mapping[str, Any]:
+def as_mapping(asked: Any, names: Sequence[str]) -> Mapping[str, Any]:
+    """A space as sizes by axis. Raises CompressError for what is none, and for axes that are not among ``names``."""
     if isinstance(asked, str | Choices) or not isinstance(asked, Iterable):
-        raise CompressError(f"space={quoted(asked)} is none: write {{'ffn': (8192, 21504, 512), 'width': None}}")
+        raise CompressError(f"space={quoted(asked)} is none: write {{'ffn': (8192, 21504, 512), '{names[0]}': None}}")
     wanted = dict(asked) if isinstance(asked, Mapping) else dict.fromkeys(asked)
     if not wanted:
-        raise CompressError(f"the space has no axis: name some of {', '.join(NAMES)}")
+        raise CompressError(f"the space has no axis: name some of {', '.join(names)}")
     for name in wanted:
-        if name not in NAMES:
-            near = difflib.get_close_matches(str(name), NAMES, n=1)
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise CompressError(f"there is no axis {quoted(name)}{hint}; there are {', '.join(NAMES)}")
+            raise CompressError(f"there is no axis {quoted(name)}{hint}; there are {', '.join(names)}")
     return wanted
 
 
@@ -104,7 +105,7 @@ def _with_sizes(program: Program, axis: Choices, asked: Any) -> Choices:
     fewest = max((fewest_kept(program.get(AxisMap), group) for group in axis.groups), default=1) * axis.step
     if asked is None:
         return replace(axis, sizes=tuple(size for size in _default(axis) if size >= fewest))
-    sizes = sorted(set(_listed(axis.name, asked)))
+    sizes = sorted(set(listed(axis.name, asked)))
     for size in sizes:
         if not fewest <= size <= axis.original:
             raise CompressError(f"{axis.name}: {size} is not between {fewest} and the {axis.original} of the model")
@@ -113,17 +114,17 @@ def _with_sizes(program: Program, axis: Choices, asked: Any) -> Choices:
     return replace(axis, sizes=tuple(sizes))
 
 
-def _listed(name: str, asked: Any) -> Sequence[int]:
-    """The sizes that were asked for, in a list or by (low, high, step)."""
+def listed(name: str, asked: Any, least: int = 1) -> Sequence[int]:
+    """The sizes that were asked for, in a list or by (low, high, step). Raises CompressError for anything else."""
     if isinstance(asked, str | Mapping) or not isinstance(asked, Iterable):
         raise CompressError(f"{name}={quoted(asked)}: sizes are a list of them, or a tuple (low, high, step)")
     given = list(asked)
     if not given:
         raise CompressError(f"{name} has no size to choose from: write a list of sizes, or None for the default")
-    if not all(type(size) is int and size > 0 for size in given):
-        raise CompressError(f"{name}={quoted(asked)}: sizes are positive whole numbers")
+    if not all(type(size) is int and size >= least for size in given):
+        raise CompressError(f"{name}={quoted(asked)}: sizes are {'positive ' if least else ''}whole numbers")
     if isinstance(asked, tuple):
-        if len(given) != 3 or given[0] > given[1]:
+        if len(given) != 3 or given[0] > given[1] or not given[2]:
             raise CompressError(
                 f"{name}={quoted(asked)}: a tuple is (low, high, step); a list are the sizes themselves"
             )

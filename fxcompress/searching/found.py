@@ -3,7 +3,7 @@
 OUT/recipe-1.yaml    the best, for ``fxcompress compress MODEL --recipe OUT/recipe-1.yaml -o SMALLER``
 OUT/search.json      all that is known of every trial
 OUT/search.html      the table and the plot, in one page
-OUT/pareto.png       loss against the first budget's figure
+OUT/pareto.png       loss, or what else trials are ranked by, against the first budget's figure
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.table import Table
 from fxcompress.pipeline import Pass
 from fxcompress.recipe import Calibration, Recipe
 from fxcompress.searching.budget import Budget
+from fxcompress.searching.measure import LOSS, Measure
 from fxcompress.searching.trial import Trial
 
 _SHOWN = 20  # trials in the table of the command line
@@ -36,7 +37,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Found:
-    """``best``: from the lowest loss on. ``candidates``: how many kept the budgets that follow from sizes."""
+    """``best``: the best one first. ``candidates``: how many kept the budgets that follow from sizes."""
 
     budgets: tuple[Budget, ...]
     original: Trial
@@ -44,12 +45,12 @@ class Found:
     best: tuple[Best, ...]
     candidates: int
     text: Calibration | None = None  # what the calibration was read from
+    measure: Measure = LOSS
 
     @property
     def ranked(self) -> list[Trial]:
-        """All trials: those that may win by their loss, then the others."""
-        last = float("inf")
-        return sorted(self.trials, key=lambda t: (bool(t.why), last if t.loss is None else t.loss))
+        """All trials: those that may win by what ranks them, then the others."""
+        return sorted(self.trials, key=lambda trial: (bool(trial.why), self.measure.rank(trial)))
 
     def recipe(self, i: int, folder: Path | None = None) -> str:
         """The i-th best as the text of a recipe; its calibration text is named relative to ``folder``."""
@@ -57,6 +58,7 @@ class Found:
         if text is not None and folder is not None:
             text = text.model_copy(update={"file": os.path.relpath(text.file, folder)})
         lines = [f"{best.trial}", f"{best.trial.parameters:,} parameters, zero-shot loss {best.trial.loss:.4f}"]
+        lines += [f"{name} {value:.4f}" for name, value in best.trial.scores.items()]
         lines += [f"{budget}: {budget.said(best.trial.figures[str(budget)])}" for budget in self.budgets]
         return "".join(f"# {line}\n" for line in lines) + Recipe(best.passes, text).to_yaml()
 
@@ -64,6 +66,7 @@ class Found:
         return {
             "budgets": [str(budget) for budget in self.budgets],
             "candidates": self.candidates,
+            "ranked_by": self.measure.name,
             "original": self.original.to_json(),
             "best": [{"trial": best.trial.to_json(), "laws": list(map(dict, best.laws))} for best in self.best],
             "trials": [trial.to_json() for trial in self.trials],
@@ -86,7 +89,7 @@ class Found:
         return [budget for budget in self.budgets if budget.figure != "parameters"]
 
     def columns(self) -> list[str]:
-        return [*self.original.sizes, "parameters", *map(str, self._shown), "loss"]
+        return [*self.original.sizes, "parameters", *map(str, self._shown), *self.original.scores, "loss"]
 
     def row(self, trial: Trial) -> list[str]:
         """What a table says of a trial, column by column; nothing where it is not known."""
@@ -95,8 +98,14 @@ class Found:
             value, ratio = trial.figures.get(str(budget)), trial.ratios.get(str(budget))
             said = "" if value is None else budget.said(value)
             figures.append(said + (f" ({ratio:.2f} of the time)" if ratio is not None else ""))
-        loss = "" if trial.loss is None else f"{trial.loss:.4f}"
-        return [*map(str, trial.sizes.values()), f"{trial.parameters:,}", *figures, loss]
+        scores = [_four_digits(trial.scores.get(name)) for name in self.original.scores]
+        return [
+            *map(str, trial.sizes.values()),
+            f"{trial.parameters:,}",
+            *figures,
+            *scores,
+            _four_digits(trial.loss),
+        ]
 
     def place(self, trial: Trial) -> str:
         """``recipe-1`` for the best one, ``out`` for one that cannot win."""
@@ -113,3 +122,7 @@ class Found:
         for trial in self.ranked[:_SHOWN]:
             table.add_row(self.place(trial), *self.row(trial))
         return table
+
+
+def _four_digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

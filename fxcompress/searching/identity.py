@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fxcompress.batches import Batch
 from fxcompress.export.save import versions
 from fxcompress.journal import key_of
 from fxcompress.kept_statistics import digest, fingerprint
-from fxcompress.read_score import criterion
-from fxcompress.searching.space import Space
+from fxcompress.recipe import Calibration
 from fxcompress.source import Opened
 
-if TYPE_CHECKING:
-    from fxcompress.searching.run import Request
 
-
-def key_of_search(request: Request, opened: Opened, space: Space, batches: Sequence[Batch]) -> str:
-    """The hash of a search: model, calibration, budgets, space, profile, score, counts and versions."""
+def key_of_search(opened: Opened, batches: Sequence[Batch], text: Calibration | None, asked: Mapping[str, Any]) -> str:
+    """The hash of a search: model, calibration, versions, and what is asked for, which is JSON."""
     return key_of(
         {
             "model": fingerprint(opened.program),
             "steps": [step.to_json() for step in opened.steps],
             "batches": digest(batches),
-            "budgets": [str(budget) for budget in request.budgets],
-            "space": {axis.name: axis.sizes for axis in space.choices},
-            "layer_order": [space.layer_order, request.layer_order if isinstance(request.layer_order, str) else ""],
-            "profile": vars(request.profile),
-            "score": str(criterion(request.score)),
-            "trials": request.trials,
-            "best": request.best,
-            "device": request.device,
-            "text": None if request.text is None else request.text.model_dump(exclude={"file"}),
+            "text": None if text is None else text.model_dump(exclude={"file"}),
+            "asked": dict(asked),
             "versions": versions(),
         }
     )

@@ -7,20 +7,21 @@ reaches outside of its subblock. Where layers share weights, leaving out one of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from fxcompress.allocate import fewest_kept
 from fxcompress.axes import AxisMap, Group
-from fxcompress.bounded import quoted
 from fxcompress.errors import CompressError
 from fxcompress.memory import Footprint
 from fxcompress.passes import PruneAttentionHeads, PruneAxes, PruneFFN, PruneSSMHeads
 from fxcompress.pipeline import Pass
 from fxcompress.plan import Step
 from fxcompress.program import Program
+from fxcompress.score import Score
 from fxcompress.searching.budget import Budget
+from fxcompress.searching.choices import as_mapping, listed
 from fxcompress.searching.depth import alive
 from fxcompress.searching.subblocks import Decisions, Kind, Subblock, footprint, removal
 
@@ -38,11 +39,11 @@ Sizes: TypeAlias = "Mapping[str, Sequence[int] | None]"
 
 @dataclass(frozen=True)
 class Option:
-    """One choice for one subblock. ``name``: "keep", "leave out" or "ffn=4096"; ``passes``: none where it is kept."""
+    """One choice for one subblock. ``name``: "keep", "leave out" or "ffn=4096"; ``cut``: the pass that cuts it."""
 
     subblock: Subblock
     name: str
-    passes: tuple[Pass, ...] = ()
+    cut: PruneAxes | None = None
 
     def __str__(self) -> str:
         return f"{self.subblock.path}: {self.name}"
@@ -63,20 +64,20 @@ class Costed:
         return int(budget.value(self.change))
 
 
-def options(program: Program, block: Subblock, sizes: Sizes, score: str) -> list[Option]:
+def options(program: Program, block: Subblock, sizes: Sizes, score: Score) -> list[Option]:
     """The choices for a subblock: keep it, leave it out, cuts. Raises CompressError for sizes that cannot be.
 
     sizes: by axis of ``CUTS``, what is left in a layer; None for parts of what it has. Those that a layer does not
     exceed are no choice there, nor is a cut that reaches into other layers.
     """
-    found = [Option(block, KEEP), Option(block, LEAVE_OUT, tuple(removal([block])))]
+    found = [Option(block, KEEP), Option(block, LEAVE_OUT)]
     seen: set[tuple[frozenset[str], int]] = set()  # where every query head has a KV head, cutting either is the same
     for axis, asked in sizes.items():
         for groups, size in _sizes(program, block, axis, asked):
             cut = frozenset(group.key for group in groups), size
             if cut not in seen:
                 seen.add(cut)
-                found.append(Option(block, f"{axis}={size}", (_cut(axis, size, block, score),)))
+                found.append(Option(block, f"{axis}={size}", _cut(axis, size, block, score)))
     return found
 
 
@@ -84,20 +85,32 @@ def costed(decisions: Decisions, several: Sequence[Option]) -> list[Costed]:
     """Choices with what they change, each alone."""
     program = decisions.program
     whole = footprint(program, Step("whole"))
-    steps = [decisions.together(option.passes) for option in several]
+    steps = [decisions.together(passes_of([option])) for option in several]
     return [Costed(o, s, _change(whole, footprint(program, s))) for o, s in zip(several, steps, strict=True)]
 
 
-def check_sizes(sizes: Sizes) -> None:
-    """Raise CompressError for axes that there are not, and for sizes that are no numbers."""
-    for axis, asked in sizes.items():
-        if axis not in CUTS:
-            raise CompressError(f"there is no axis {quoted(axis)}; there are {', '.join(CUTS)}")
-        if asked is not None and not all(type(size) is int and size > 0 for size in asked):
-            raise CompressError(f"{axis}={quoted(asked)}: sizes are positive whole numbers, or None for parts")
+def open_sizes(space: Any) -> Sizes:
+    """Sizes by axis; None for every axis. Raises CompressError for axes that there are not, and for no sizes."""
+    if space is None:
+        return dict.fromkeys(CUTS)
+    wanted = {} if space == {} else as_mapping(space, tuple(CUTS))  # nothing to cut: layers are kept or left out
+    return {axis: None if asked is None else listed(axis, asked) for axis, asked in wanted.items()}
 
 
-def _cut(axis: str, size: int, block: Subblock, score: str = "magnitude") -> PruneAxes:
+def passes_of(chosen: Sequence[Option]) -> tuple[Pass, ...]:
+    """One pass for all parts that are left out of a kind, and one for all that are cut to one size.
+
+    Layers go first, so that what is cut after them is proven on the smaller model.
+    """
+    together: dict[PruneAxes, list[str]] = {}
+    for one in chosen:
+        if isinstance(one.cut, PruneAxes):
+            together.setdefault(replace(one.cut, layers="*"), []).append(one.subblock.path)
+    gone = [one.subblock for one in chosen if one.name == LEAVE_OUT]
+    return (*removal(gone), *(replace(cut, layers=tuple(paths)) for cut, paths in together.items()))
+
+
+def _cut(axis: str, size: int, block: Subblock, score: Score = "magnitude") -> PruneAxes:
     return CUTS[axis][1](size=size, layers=block.path, score=score)
 
 

@@ -9,15 +9,14 @@ distillation (Minitron-SSM, arXiv 2504.11409, section 3; Minitron, arXiv 2407.14
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from fxcompress.batches import Batch
 from fxcompress.errors import CompressError
 from fxcompress.program import Program
+from fxcompress.searching.logits import follows, logits_of
 
 
 @torch.no_grad()
@@ -29,33 +28,13 @@ def zero_shot_loss(program: Program, batches: Sequence[Batch], advance: Callable
     """
     total, count = 0.0, 0
     for batch in batches:
-        ids = batch.get("input_ids")
-        if ids is None:
-            raise CompressError("the calibration has no input_ids: candidates are ranked by how they predict tokens")
-        follows = _follows(ids, batch.get("attention_mask"))
-        logits = _logits(program, batch)[:, :-1][follows]  # (tokens, vocabulary)
-        total += float(F.cross_entropy(logits.float(), ids[:, 1:][follows], reduction="sum"))
-        count += int(follows.sum())
+        logits = logits_of(program, batch)
+        counts = follows(batch).to(logits.device)
+        logits = logits[:, :-1][counts]  # (tokens, vocabulary)
+        next_ids = batch["input_ids"][:, 1:].to(logits.device)[counts]
+        total += float(F.cross_entropy(logits.float(), next_ids, reduction="sum"))
+        count += len(next_ids)
         advance()
     if not count:
         raise CompressError("the calibration has no token that follows another one: use longer samples")
     return total / count
-
-
-def _follows(ids: Tensor, mask: Tensor | None) -> Tensor:
-    """Which tokens from the second on are real and follow a real one, (batch, length - 1)."""
-    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    return real[:, 1:] & real[:, :-1]
-
-
-def _logits(program: Program, batch: Batch) -> Tensor:
-    try:
-        out: Any = program(**batch)
-    except IndexError as error:
-        raise CompressError("the calibration has token ids without an embedding") from error
-    except TypeError as error:  # inputs of other names
-        raise CompressError(f"the calibration does not fit the model: {error}") from error
-    logits = out if isinstance(out, Tensor) else getattr(out, "logits", None)
-    if not isinstance(logits, Tensor) or logits.dim() != 3:
-        raise CompressError(f"{program.origin.model_class.__name__} gives no logits (batch, length, vocabulary)")
-    return logits

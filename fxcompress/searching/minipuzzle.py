@@ -15,135 +15,120 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from fxcompress.batches import Batch
-from fxcompress.bounded import quoted
 from fxcompress.compressed import CompressedModel
 from fxcompress.errors import CompressError
 from fxcompress.gather import gather
-from fxcompress.layer_scores import importance
 from fxcompress.passes import PruneFFN
 from fxcompress.pipeline import Pass
+from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.progress import Progress, silent
-from fxcompress.recipe import Recipe
-from fxcompress.searching.accuracy import Accuracy, accuracy, greedy
-from fxcompress.searching.budget import Budget
-from fxcompress.searching.choices import open_space
-from fxcompress.searching.prepare import counted, fitting, open_with_values
-from fxcompress.searching.space import Choices, said
-from fxcompress.searching.subblocks import (
-    KINDS,
-    Decisions,
-    Kind,
-    Subblock,
-    footprint,
-    removal,
-    rewritten,
-    subblocks,
-)
-from fxcompress.statistics import Statistics, Watch
+from fxcompress.score import Score
+from fxcompress.searching.alone import losses_alone
+from fxcompress.searching.budget import Budget, budgets_of
+from fxcompress.searching.by_layers import ByLayers, layers_of_kinds, whole_model
+from fxcompress.searching.choices import as_mapping, listed, open_space
+from fxcompress.searching.found import Found
+from fxcompress.searching.layered import Candidate
+from fxcompress.searching.measure import Measure
+from fxcompress.searching.space import Choices
+from fxcompress.searching.stages import Stage
+from fxcompress.searching.subblocks import KINDS, Decisions, Kind, Subblock, footprint, removal, subblocks
 
+FFN = "ffn"
+LAYERS: dict[str, Kind] = {f"{kind}_layers": kind for kind in KINDS}
 _MOST = 1 << 14  # combinations that are counted
-FFN = "ffn_width"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model of the grid. ``sizes``: layers that stay of each kind, and the neurons of each FFN as "ffn_width".
-
-    ``figures``: of the budgets, in parameters or bytes.
-    """
-
-    sizes: Mapping[str, int]
-    recipe: Recipe
-    parameters: int
-    figures: Mapping[Budget, int]
-
-    def __str__(self) -> str:
-        return said(self.sizes)
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """A candidate that was tried, and what it predicts."""
-
-    candidate: Candidate
-    accuracy: Accuracy
 
 
 def minipuzzle(
     model: nn.Module | Program | CompressedModel | str | Path,
-    budgets: str | Budget | Sequence[str | Budget],
-    batches: Any,
+    budget: str | Budget | Sequence[str | Budget],
+    space: Any = None,
+    calibration: Any = None,
     *,
-    layers: Mapping[Kind, Sequence[int]] | None = None,
-    ffn: Sequence[int] | tuple[int, int, int] | None = None,
     validation: Any = None,
-    score: str = "activation",
+    score: Score = "activation",
     trials: int = 400,
     best: int = 3,
+    device: str | None = None,
+    out: str | Path | None = None,
     example_inputs: Any = None,
     progress: Progress = silent,
-) -> list[Ranked]:
-    """The best smaller models of a grid that keep all budgets, best first, each as a recipe for ``fxcompress.apply``.
+) -> Found:
+    """The best smaller models of a grid that keep all budgets, proven, with the passes that make them.
 
     model: as ``fxcompress.apply`` takes it, with values; it is left alone.
-    budgets: of parameters, weights or bytes, ``"bytes<=31.7GiB at context=1000000, weights=fp4, cache=fp8"``.
-    batches: token ids (batch, length) that layers and neurons are scored on; give them as ``calibration`` with the
-    passes of a recipe. validation: those that candidates are ranked on, by default the same.
-    layers: by kind, "attention", "ffn" or "ssm", how many may stay; by default from half of them on, in
-    about four steps. ffn: neurons that a layer may have, the same number in all layers, a list or (low, high, step); by
-    default from half of them on. score: of neurons. trials: so many candidates are tried, the largest. best: how many
-    are returned.
+    budget: of parameters, weights or bytes, ``"bytes<=31.7GiB at context=1000000, weights=fp4, cache=fp8"``.
+    space: how many layers of a kind may stay, "attention_layers", "ffn_layers" and "ssm_layers", and "ffn", neurons
+    that a layer may have, the same number in all; each a list, (low, high, step), or None for what is from half of the
+    model's on, in about four steps; an axis that is not named stays as it is, without a space all of them are searched.
+    calibration: token ids (batch, length) that layers and neurons are scored on. validation: those that candidates are
+    ranked on, by default the same.
+    score: of neurons. trials: so many candidates are tried, the largest. best: how many are proven.
+    device, out: as in ``fxcompress.search``.
 
     Ranked by the mean of two parts of the tokens: those whose successor is predicted, and those where the prediction is
     the parent's. The paper ranks by both and does not state how it combines them, so both figures are returned.
 
     Raises CompressError where nothing in the grid keeps the budgets, with the closest, and for budgets of time, which
-    sizes do not tell. (MiniPuzzle: Nemotron-H, arXiv 2504.03624.)
+    sizes do not tell; ProofError where a law does not hold. (MiniPuzzle: Nemotron-H, arXiv 2504.03624.)
     """
-    bounds = counted(budgets)
-    if not 1 <= best <= trials:
-        raise CompressError(f"best={best} of trials={trials}: at least one, and no more than are tried")
-    program = open_with_values(model, example_inputs)
-    data = fitting(program, batches)
-    judged_on = data if validation is None else fitting(program, validation)
-    grid = _Grid.of(program, layers, ffn, score)
-    statistics = gather(program, grid.watches(), data, progress)
-    decisions = Decisions(program, statistics)
-    found = grid.within(bounds, decisions)
-    tried = _try(found[:trials], decisions, judged_on, progress)
-    return sorted(tried, key=lambda one: -one.accuracy.mean)[:best]
+    grid = MiniPuzzle(budgets=budgets_of(budget), space=space, score=score, trials=trials, best=best, device=device)
+    return grid.of(model, calibration, example_inputs, out, progress, validation=validation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniPuzzle(ByLayers):
+    """What is searched for, see ``minipuzzle``."""
+
+    measure: ClassVar[Measure] = Measure("mean", "mean of accuracy and agreement with the model as it is", high=True)
+
+    trials: int = 400
+    best: int = 3
+
+    def candidates(
+        self, program: Program, batches: Sequence[Batch], stage: Stage, progress: Progress
+    ) -> tuple[Decisions, Candidate, list[Candidate]]:
+        grid = Grid.of(program, self.space, self.score)
+        losses = losses_alone(program, [Step("alone", remove=(b.path,)) for b in grid.blocks], batches, stage, progress)
+        importance = {block: found["hidden"] for block, found in zip(grid.blocks, losses, strict=True)}
+        neurons = PruneFFN(size=1, score=self.score).watches(program) if grid.widths else []
+        decisions = Decisions(program, gather(program, list(dict.fromkeys(neurons)), batches, progress))
+        return decisions, grid.whole(self.budgets), grid.within(self.budgets, decisions, importance)
 
 
 @dataclass(frozen=True)
-class _Grid:
+class Grid:
     """How many layers of each kind may stay, and which FFN widths there are; ``score`` chooses neurons."""
 
     program: Program
     blocks: Sequence[Subblock]
-    counts: Mapping[Kind, Sequence[int]]
+    counts: Mapping[str, Sequence[int]]
     widths: Choices | None
-    score: str
+    score: Score
 
     @classmethod
-    def of(cls, program: Program, layers: Mapping[Kind, Sequence[int]] | None, ffn: Any, score: str) -> _Grid:
+    def of(cls, program: Program, space: Any, score: Score) -> Grid:
+        """Raises CompressError for axes and sizes that are not there."""
         blocks = subblocks(program)
-        return cls(program, blocks, _counts(blocks, layers), _widths(program, ffn), score)
+        asked = None if space is None else as_mapping(space, (*LAYERS, FFN))
+        return cls(program, blocks, _counts(blocks, asked), _widths(program, asked), score)
 
-    def watches(self) -> list[Watch]:
-        """What has to be observed, once, on the whole model."""
-        skips = [one.skip_watch(self.program) for one in self.blocks]
-        neurons = PruneFFN(size=1, score=self.score).watches(self.program) if self.widths else []
-        return list(dict.fromkeys([*skips, *neurons]))
+    def whole(self, budgets: Sequence[Budget]) -> Candidate:
+        """The model as it is."""
+        sizes = layers_of_kinds(self.blocks) | ({FFN: self.widths.original} if self.widths else {})
+        return whole_model(self.program, budgets, sizes)
 
-    def within(self, budgets: Sequence[Budget], decisions: Decisions) -> list[Candidate]:
+    def within(
+        self, budgets: Sequence[Budget], decisions: Decisions, importance: Mapping[Subblock, float]
+    ) -> list[Candidate]:
         """What keeps all budgets, the largest first, but for the model as it is. Raises CompressError for none."""
-        passes = list(self._passes(decisions.statistics))
+        passes = list(self._passes(importance))
         if not passes:
             raise CompressError("the grid has the sizes of the model as it is and no others")
         found = [self._candidate(sizes, chosen, budgets, decisions) for sizes, chosen in passes]
@@ -152,16 +137,18 @@ class _Grid:
             raise CompressError(_closest(found, budgets))
         return sorted(kept, key=lambda one: -one.parameters)
 
-    def _passes(self, statistics: Statistics) -> Iterator[tuple[dict[str, int], list[Pass]]]:
+    def _passes(self, importance: Mapping[Subblock, float]) -> Iterator[tuple[dict[str, int], list[Pass]]]:
         """All combinations of sizes, with the passes that lead there."""
-        ranked = self._by_importance(statistics)
-        names = [*self.counts, *([FFN] if self.widths else [])]
-        sizes = [*self.counts.values(), *([self.widths.sizes] if self.widths else [])]
-        if math.prod(map(len, sizes)) > _MOST:
+        ranked = {
+            name: sorted((b for b in self.blocks if b.kind == LAYERS[name]), key=lambda b: -importance[b])
+            for name in self.counts
+        }
+        axes = {**self.counts, **({FFN: self.widths.sizes} if self.widths else {})}
+        if math.prod(map(len, axes.values())) > _MOST:
             raise CompressError(f"the grid has more than {_MOST:,} combinations: give fewer counts, or larger steps")
-        for chosen in itertools.product(*sizes):
-            asked = dict(zip(names, chosen, strict=True))
-            gone = [one for kind in self.counts for one in ranked[kind][asked[kind] :]]
+        for chosen in itertools.product(*axes.values()):
+            asked = dict(zip(axes, chosen, strict=True))
+            gone = [one for name in self.counts for one in ranked[name][asked[name] :]]
             passes = [*removal(gone), *self._cut(asked.get(FFN))]
             if passes and len(gone) < len(self.blocks):  # something goes, and not all layers
                 yield asked, passes
@@ -176,44 +163,35 @@ class _Grid:
     ) -> Candidate:
         count = footprint(self.program, decisions.together(passes))
         figures = {budget: int(budget.value(count)) for budget in budgets}
-        return Candidate(sizes, Recipe(tuple(passes)), count.parameters, figures)
-
-    def _by_importance(self, statistics: Statistics) -> dict[Kind, list[Subblock]]:
-        """The layers of each kind, those that matter most first."""
-        value = {one: importance(self.program, (one.path,), "hidden", statistics) for one in self.blocks}
-        return {kind: sorted((b for b in self.blocks if b.kind == kind), key=lambda b: -value[b]) for kind in KINDS}
+        return Candidate(sizes, tuple(passes), count.parameters, figures)
 
 
-def _counts(blocks: Sequence[Subblock], asked: Mapping[Kind, Sequence[int]] | None) -> dict[Kind, list[int]]:
+def _counts(blocks: Sequence[Subblock], asked: Mapping[str, Any] | None) -> dict[str, list[int]]:
     """How many layers of each kind may stay. Raises CompressError for numbers that cannot."""
-    there = {kind: n for kind in KINDS if (n := sum(one.kind == kind for one in blocks))}
-    for kind, numbers in (asked or {}).items():
-        if kind not in there or not numbers or any(n not in range(there[kind] + 1) for n in numbers):
+    there = layers_of_kinds(blocks)
+    default = {name: list(range(n, (n - 1) // 2, -max(n // 8, 1))) for name, n in there.items()}
+    if asked is None:
+        return {name: sorted(numbers) for name, numbers in default.items()}
+    found = {name: [n] for name, n in there.items()}
+    for name, numbers in asked.items():
+        if name == FFN:
+            continue
+        may = default.get(name, []) if numbers is None else listed(name, numbers, least=0)
+        if name not in there or any(n > there[name] for n in may):
             has = ", ".join(f"{n} {kind}" for kind, n in there.items())
-            raise CompressError(f"layers: {list(numbers)} of {quoted(kind)} cannot stay; the model has {has}")
-    default = {kind: range(n, (n - 1) // 2, -max(n // 8, 1)) for kind, n in there.items()}
-    return {kind: sorted(set((asked or {}).get(kind, numbers))) for kind, numbers in default.items()}
+            raise CompressError(f"{name}: {list(may)} cannot stay; the model has {has}")
+        found[name] = sorted(set(may))
+    return found
 
 
-def _widths(program: Program, asked: Any) -> Choices | None:
-    """The FFN widths; None where the layers have none in common and none is asked for."""
+def _widths(program: Program, asked: Mapping[str, Any] | None) -> Choices | None:
+    """The FFN widths; None where there is no choice: the layers have none in common, or only others are asked for."""
+    if asked is not None:
+        return open_space(program, {FFN: asked[FFN]}, ())[FFN] if FFN in asked else None
     try:
-        return open_space(program, {"ffn": asked}, ())["ffn"]
+        return open_space(program, {FFN: None}, ())[FFN]
     except CompressError:
-        if asked is None:
-            return None
-        raise
-
-
-def _try(
-    found: Sequence[Candidate], decisions: Decisions, judged_on: Sequence[Batch], progress: Progress
-) -> Iterator[Ranked]:
-    program = decisions.program
-    parent = greedy(program, judged_on)
-    for i, candidate in enumerate(found):
-        with progress(f"candidate {i + 1} of {len(found)}, {candidate}", len(judged_on)) as advance:
-            small = rewritten(program, decisions.together(candidate.recipe.steps))
-            yield Ranked(candidate, accuracy(small, judged_on, parent, advance))
+        return None
 
 
 def _closest(found: Sequence[Candidate], budgets: Sequence[Budget]) -> str:

@@ -7,15 +7,15 @@ no choice here. (Puzzle, arXiv 2411.19146; scores by replacing one block at a ti
 training of every block in the library left out: what is cut keeps its best indices.)
 
 The sum of scores takes layers as if they did not know of each other: two that stand in for one another look harmless
-each, and are not when both go. What the winners lose together has to be measured.
+each, and are not when both go. So several solutions are run as a whole, and ranked by the loss that they really have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
@@ -24,81 +24,106 @@ from fxcompress.bounded import quoted
 from fxcompress.compressed import CompressedModel
 from fxcompress.errors import CompressError
 from fxcompress.gather import gather
-from fxcompress.pipeline import Pass
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.progress import Progress, silent
-from fxcompress.recipe import Recipe
+from fxcompress.score import Score
+from fxcompress.searching.alone import losses_alone
 from fxcompress.searching.assignment import Bound, Chosen, assign
-from fxcompress.searching.budget import Budget
-from fxcompress.searching.library import CUTS, LEAVE_OUT, Costed, Option, Sizes, check_sizes, costed, options
-from fxcompress.searching.prepare import counted, fitting, open_with_values
-from fxcompress.searching.replacement import losses_of
-from fxcompress.searching.subblocks import Decisions, footprint, removal, subblocks
+from fxcompress.searching.budget import Budget, budgets_of
+from fxcompress.searching.by_layers import ByLayers, layers_of_kinds, whole_model
+from fxcompress.searching.found import Found
+from fxcompress.searching.layered import Candidate
+from fxcompress.searching.library import KEEP, LEAVE_OUT, Costed, costed, open_sizes, options, passes_of
+from fxcompress.searching.measure import LOSS, Measure
+from fxcompress.searching.stages import Stage
+from fxcompress.searching.subblocks import Decisions, footprint, subblocks
 
 Metric = Literal["kl", "hidden"]
 MOST_SOLUTIONS = 1000
 
 
-@dataclass(frozen=True)
-class Solution:
-    """One choice for every subblock. ``score``: the sum of what each costs alone; ``figures``: of the budgets."""
-
-    chosen: tuple[Option, ...]
-    recipe: Recipe
-    score: float
-    parameters: int
-    figures: Mapping[Budget, int]
-
-
 def puzzle(
     model: nn.Module | Program | CompressedModel | str | Path,
-    budgets: str | Budget | Sequence[str | Budget],
-    batches: Any,
+    budget: str | Budget | Sequence[str | Budget],
+    space: Any = None,
+    calibration: Any = None,
     *,
-    sizes: Sizes | None = None,
     metric: Metric = "kl",
-    score: str = "activation",
-    best: int = 1,
+    score: Score = "activation",
+    trials: int = 8,
+    best: int = 3,
     apart: int = 1,
+    device: str | None = None,
+    out: str | Path | None = None,
     example_inputs: Any = None,
     progress: Progress = silent,
-) -> list[Solution]:
-    """The choices for all layers of the least sum of scores that keep all budgets, as passes for ``fxcompress.apply``.
+) -> Found:
+    """The choices for all layers of the least sum of scores that keep all budgets, proven, with their passes.
 
     model: as ``fxcompress.apply`` takes it, with values; it is left alone.
-    budgets: of parameters, weights or bytes, ``"bytes<=24GB at batch=8, context=32768"``.
-    batches: token ids (batch, length), for scores of indices and replacements; give them as ``calibration`` with the
-    passes of a recipe. sizes: by axis, "ffn", "query_heads", "kv_heads" and "ssm_heads", what may be left in a layer,
-    None for three quarters, half and a quarter; by default all axes. metric: of a replacement alone, "kl" of the logits
-    from the whole model's, in nats a token, or "hidden", the mean square by which the last hidden state moves.
-    score: which indices a cut keeps. best: how many solutions are returned, fewer where there are no more, each
-    different from those before it in ``apart`` subblocks at least.
-
-    Scores of layers are added up, which ignores how they interact: measure the loss of what is returned.
+    budget: of parameters, weights or bytes, ``"bytes<=24GB at batch=8, context=32768"``.
+    space: by axis, "ffn", "query_heads", "kv_heads" and "ssm_heads", what may be left in a layer, a list, (low, high,
+    step), or None for three quarters, half and a quarter; by default all axes. Any part may be left out besides.
+    calibration: token ids (batch, length), for scores of indices and of replacements, and for the loss that ranks.
+    metric: of a replacement alone, "kl" of the logits from the whole model's, in nats a token, or "hidden", the mean
+    square by which the last hidden state moves. score: which indices a cut keeps.
+    trials: so many solutions are run as a whole, fewer where there are no more, each different from those before it in
+    ``apart`` subblocks at least. best: how many of them, from the lowest loss on, are proven.
+    device, out: as in ``fxcompress.search``.
 
     Raises CompressError where nothing keeps the budgets, with the least that can be reached; where the model as it is
-    keeps them; and for budgets of time, which sizes do not tell. (Puzzle: arXiv 2411.19146.)
+    keeps them; and for budgets of time, which sizes do not tell; ProofError where a law does not hold. (Puzzle: arXiv
+    2411.19146.)
     """
-    bounds, sizes = counted(budgets), dict.fromkeys(CUTS) if sizes is None else sizes
-    _check(sizes, metric, best, apart)
-    program = open_with_values(model, example_inputs)
-    data = fitting(program, batches)
-    _require_cut(program, bounds)
-    offered = [options(program, block, sizes, score) for block in subblocks(program)]
-    watches = [w for several in offered for o in several for p in o.passes if p.observes for w in p.watches(program)]
-    decisions = Decisions(program, gather(program, list(dict.fromkeys(watches)), data, progress))
-    library = [costed(decisions, several) for several in offered]
-    scores = _replacement_scores(program, library, data, metric, progress)
-    return _Problem(program, bounds, library, scores).solutions(best, apart)
+    asked = Puzzle(
+        budgets=budgets_of(budget),
+        space=space,
+        metric=metric,
+        score=score,
+        trials=trials,
+        best=best,
+        apart=apart,
+        device=device,
+    )
+    return asked.of(model, calibration, example_inputs, out, progress)
 
 
-def _check(sizes: Sizes, metric: str, best: int, apart: int) -> None:
-    check_sizes(sizes)
-    if metric not in get_args(Metric):
-        raise CompressError(f"metric={quoted(metric)} is unknown; there are {', '.join(get_args(Metric))}")
-    if not 1 <= best <= MOST_SOLUTIONS or apart < 1:
-        raise CompressError(f"best={best}, apart={apart}: 1 to {MOST_SOLUTIONS} solutions, 1 or more subblocks apart")
+@dataclass(frozen=True, kw_only=True)
+class Puzzle(ByLayers):
+    """What is searched for, see ``puzzle``."""
+
+    measure: ClassVar[Measure] = LOSS
+
+    trials: int = 8
+    best: int = 3
+    metric: Metric = "kl"
+    apart: int = 1
+
+    def check(self) -> None:
+        super().check()
+        open_sizes(self.space)
+        if self.metric not in get_args(Metric):
+            raise CompressError(f"metric={quoted(self.metric)} is unknown; there are {', '.join(get_args(Metric))}")
+        if self.trials > MOST_SOLUTIONS or self.apart < 1:
+            raise CompressError(
+                f"trials={self.trials}, apart={self.apart}: up to {MOST_SOLUTIONS} solutions, 1 or more subblocks apart"
+            )
+
+    def candidates(
+        self, program: Program, batches: Sequence[Batch], stage: Stage, progress: Progress
+    ) -> tuple[Decisions, Candidate, list[Candidate]]:
+        _require_cut(program, self.budgets)
+        blocks, sizes = subblocks(program), open_sizes(self.space)
+        offered = [options(program, block, sizes, self.score) for block in blocks]
+        watches = [w for several in offered for o in several if o.cut for w in o.cut.watches(program)]
+        decisions = Decisions(program, gather(program, list(dict.fromkeys(watches)), batches, progress))
+        library = [costed(decisions, several) for several in offered]
+        steps = [one.step for several in library for one in several if one.option.name != KEEP]
+        losses = iter(losses_alone(program, steps, batches, stage, progress))
+        scores = [[0.0 if c.option.name == KEEP else next(losses)[self.metric] for c in several] for several in library]
+        problem = Problem(program, self.budgets, library, scores, f"sum of {self.metric}")
+        return decisions, problem.whole(), problem.solutions(self.trials, self.apart)
 
 
 def _require_cut(program: Program, budgets: Sequence[Budget]) -> None:
@@ -108,35 +133,31 @@ def _require_cut(program: Program, budgets: Sequence[Budget]) -> None:
         raise CompressError(f"the model as it is keeps {' and '.join(map(str, budgets))}: nothing has to go")
 
 
-def _replacement_scores(
-    program: Program, library: Sequence[Sequence[Costed]], batches: Sequence[Batch], metric: Metric, progress: Progress
-) -> list[list[float]]:
-    """What each choice costs alone; nothing where a subblock is kept."""
-    count = sum(len(several) - 1 for several in library)
-    scores = []
-    with progress("replacements, one by one", count * len(batches)) as advance:
-        for several in library:
-            found = losses_of(program, [one.step for one in several[1:]], batches, advance)
-            scores.append([0.0, *(values[metric] for values in found)])
-    return scores
-
-
 @dataclass(frozen=True)
-class _Problem:
-    """Which choices there are for each subblock, what they cost, and what they may cost together."""
+class Problem:
+    """Which choices there are for each subblock, what they cost, and what they may cost together.
+
+    ``sum_of``: what the sum of scores is called.
+    """
 
     program: Program
     budgets: Sequence[Budget]
     library: Sequence[Sequence[Costed]]
     scores: Sequence[Sequence[float]]
+    sum_of: str
 
-    def solutions(self, best: int, apart: int) -> list[Solution]:
-        """Raises CompressError where there is none."""
-        found: list[Solution] = []
+    def whole(self) -> Candidate:
+        """The model as it is."""
+        sizes = self._sizes([several[0] for several in self.library], 0)
+        return whole_model(self.program, self.budgets, sizes, **{self.sum_of: 0.0})
+
+    def solutions(self, most: int, apart: int) -> list[Candidate]:
+        """Those of the least sums, the least first. Raises CompressError where there is none."""
+        found: list[Candidate] = []
         ruled_out: list[tuple[Chosen, int]] = []
         bounds = [self._one_stays(), *map(self._bound, self.budgets)]
-        while len(found) < best and (chosen := assign(self.scores, bounds, ruled_out)) is not None:
-            solution = self._solution(chosen)
+        while len(found) < most and (chosen := assign(self.scores, bounds, ruled_out)) is not None:
+            solution = self._solution(chosen, len(found) + 1)
             kept = all(budget.allows(value) for budget, value in solution.figures.items())
             found += [solution] if kept else []  # what layers share is not saved when one of them goes
             ruled_out.append((chosen, apart if kept else 1))
@@ -144,13 +165,20 @@ class _Problem:
             raise CompressError(self._least())
         return found
 
-    def _solution(self, chosen: Chosen) -> Solution:
+    def _solution(self, chosen: Chosen, number: int = 0) -> Candidate:
         taken = [several[c] for several, c in zip(self.library, chosen, strict=True)]
         count = footprint(self.program, _joined([one.step for one in taken]))
         score = sum(values[c] for values, c in zip(self.scores, chosen, strict=True))
         figures = {budget: int(budget.value(count)) for budget in self.budgets}
-        options = tuple(one.option for one in taken)
-        return Solution(options, Recipe(tuple(_passes(options))), score, count.parameters, figures)
+        passes = passes_of([one.option for one in taken])
+        return Candidate(self._sizes(taken, number), passes, count.parameters, figures, {self.sum_of: score})
+
+    def _sizes(self, taken: Sequence[Costed], number: int) -> dict[str, int]:
+        """Which solution it is, how many layers stay of each kind, and in how many parts something is cut."""
+        there = layers_of_kinds([several[0].option.subblock for several in self.library])
+        stay = layers_of_kinds([one.option.subblock for one in taken if one.option.name != LEAVE_OUT])
+        layers = {name: stay.get(name, 0) for name in there}
+        return {"solution": number, **layers, "cut": sum(one.option.cut is not None for one in taken)}
 
     def _bound(self, budget: Budget) -> Bound:
         """The budget as a bound on changes from the whole model; a lower one turned around."""
@@ -178,12 +206,6 @@ class _Problem:
         costs = self._bound(budget).costs
         chosen = assign(costs, [self._one_stays(), *map(self._bound, others)])
         return None if chosen is None else self._solution(chosen).figures[budget]
-
-
-def _passes(chosen: Sequence[Option]) -> list[Pass]:
-    """Layers go first, so that what is cut after them is proven on the smaller model."""
-    gone = [one.subblock for one in chosen if one.name == LEAVE_OUT]
-    return [*removal(gone), *(p for one in chosen if one.name != LEAVE_OUT for p in one.passes)]
 
 
 def _joined(steps: Sequence[Step]) -> Step:

@@ -14,35 +14,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from fxcompress.batches import Batch, batches_of, require_fitting
-from fxcompress.bounded import one_line, quoted
-from fxcompress.calibration import read_calibration
 from fxcompress.compressed import CompressedModel, checks, open_model
 from fxcompress.errors import CompressError
-from fxcompress.export.files import prepare_output
-from fxcompress.journal import journaled
 from fxcompress.passes import PruneAxes
 from fxcompress.program import Program
 from fxcompress.progress import Progress, silent
 from fxcompress.read_score import criterion
 from fxcompress.recipe import Calibration
-from fxcompress.score import Own, Score
+from fxcompress.score import Score
 from fxcompress.searching.budget import Budget, budgets_of
 from fxcompress.searching.candidates import candidates
 from fxcompress.searching.choices import open_space
 from fxcompress.searching.depth import LayerOrder, check_order, layer_order, stack
 from fxcompress.searching.found import Found
 from fxcompress.searching.identity import key_of_search
+from fxcompress.searching.output import output, written
+from fxcompress.searching.place import directory_of, moved, named_device
 from fxcompress.searching.profile import ANYTHING, Profile
 from fxcompress.searching.space import LAYERS, Space
 from fxcompress.searching.stages import Stage, Stages
 from fxcompress.searching.trial import Bench
-from fxcompress.source import Opened, Source
-
-NEEDED_BYTES = 1 << 22  # recipes, a table and a picture
+from fxcompress.source import Opened
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,25 @@ class Request:
         if not 1 <= self.best <= self.trials:
             raise CompressError(f"best={self.best} of trials={self.trials}: at least one, and no more than are tried")
         if self.device is not None:
-            _device(self.device)
+            named_device(self.device)
+
+    def asked(self, space: Space) -> dict[str, Any]:
+        """All that is asked for, as JSON."""
+        return {
+            "budgets": [str(budget) for budget in self.budgets],
+            "space": {axis.name: axis.sizes for axis in space.choices},
+            "layer_order": [space.layer_order, self.layer_order if isinstance(self.layer_order, str) else ""],
+            "profile": vars(self.profile),
+            "score": str(criterion(self.score)),
+            "trials": self.trials,
+            "best": self.best,
+            "device": self.device,
+        }
+
+    def carry_out(
+        self, opened: Opened, batches: Sequence[Batch], out: str | Path, original: Path | None, progress: Progress
+    ) -> Found:
+        return carry_out(self, opened, batches, out, original, progress)
 
 
 def search(
@@ -110,19 +123,7 @@ def search(
         raise CompressError("a search ranks by the loss on calibration data: pass calibration=, batches of token ids")
     with progress("capture"):
         opened = open_model(model, example_inputs)
-    original = Path(model) if isinstance(model, str | Path) and Path(model).is_dir() else None
-    return carry_out(request, opened, batches_of(calibration), out, original, progress)
-
-
-def search_source(request: Request, source: Source, out: str | Path, random: bool, progress: Progress) -> Found:
-    """Search for smaller models of a checkpoint, scored and ranked on the text that the request names."""
-    assert request.text is not None, "the command line asks for it"
-    prepare_output(out, NEEDED_BYTES, source.directory)
-    if not random:
-        source.check_weights()
-    with progress("tokens of the calibration text"):
-        batches = batches_of(read_calibration(request.text, source.folder))
-    return carry_out(request, source.opened(random), batches, out, source.directory, progress)
+    return carry_out(request, opened, batches_of(calibration), out, directory_of(model), progress)
 
 
 def carry_out(
@@ -134,20 +135,13 @@ def carry_out(
     progress: Progress = silent,
 ) -> Found:
     """Search, and write what was found to ``out``, which may not lie in the directory of the original."""
-    folder = None if out is None else _output(request, out, original)
+    folder = output(out, original, request.score)
     space = _space(request, opened.program, batches)
-    if folder is None:
-        return _searched(request, opened, space, batches, lambda _, make: make(), progress)
-    with journaled(folder, key_of_search(request, opened, space, batches)) as (beside, journal):
-        result = _searched(request, opened, space, batches, journal.stage, progress)
-        result.write(beside, folder)
-    return result
-
-
-def _output(request: Request, out: str | Path, original: Path | None) -> Path:
-    if isinstance(criterion(request.score), Own):
-        raise CompressError("a score of your own does not fit into a recipe: give its name, or leave out= away")
-    return prepare_output(out, NEEDED_BYTES, original)
+    return written(
+        folder,
+        lambda: key_of_search(opened, batches, request.text, request.asked(space)),
+        lambda stage: _searched(request, opened, space, batches, stage, progress),
+    )
 
 
 def _space(request: Request, program: Program, batches: Sequence[Batch]) -> Space:
@@ -167,7 +161,7 @@ def _searched(
     program = opened.program
     with progress("checks of the original"):
         stage("checks", partial(checks, opened, verify=True))
-    opened = _moved(opened, request.device)
+    opened = moved(opened, request.device)
     batches = [{name: tensor.to(opened.program.device) for name, tensor in batch.items()} for batch in batches]
     if space[LAYERS] and isinstance(request.layer_order, str):
         order = stage("layers", partial(layer_order, opened.program, request.layer_order, batches, progress))
@@ -177,17 +171,3 @@ def _searched(
     with progress("the original as it is served"):
         bench = Bench(opened, space, request.budgets, request.profile, request.score, batches)
     return Stages(bench, found, request.trials, request.best, stage, progress).run(request.text)
-
-
-def _moved(opened: Opened, device: str | None) -> Opened:
-    """With all values in the memory of a device, where one is named."""
-    if device is None:
-        return opened
-    return replace(opened, program=opened.program.loaded().on_device(_device(device)), model=None)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # what torch says to a device that is not there
-        raise CompressError(f"device={quoted(name)} is not there: {one_line(error)}") from error

@@ -13,15 +13,13 @@ from fxcompress import graph
 from fxcompress.axes import AxisMap
 from fxcompress.axis import Axis
 from fxcompress.errors import CompressError
-from fxcompress.layer_scores import watch_of
 from fxcompress.memory import Footprint
 from fxcompress.passes import RemoveLayers
 from fxcompress.pipeline import Pass
 from fxcompress.plan import Step
 from fxcompress.program import Program
-from fxcompress.rewrite import rewrite
 from fxcompress.searching.depth import alive, stack
-from fxcompress.statistics import Statistics, Watch
+from fxcompress.statistics import Statistics
 
 Kind: TypeAlias = Literal["attention", "ffn", "ssm"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -34,10 +32,6 @@ class Subblock:
     kind: Kind
     layer: str
     path: str
-
-    def skip_watch(self, program: Program) -> Watch:
-        """What has to be observed to know what the model loses without it."""
-        return watch_of(program, (self.path,), "hidden")
 
 
 def subblocks(program: Program) -> list[Subblock]:
@@ -74,13 +68,6 @@ class Decisions:
         if p not in self._made:
             self._made[p], _ = p.decide(self.program, self.statistics)
         return self._made[p]
-
-
-def rewritten(program: Program, step: Step) -> Program:
-    """What a step makes of a program, which is left alone. It is not proven."""
-    small = program.clone()
-    rewrite(small, step)
-    return small
 
 
 def footprint(program: Program, step: Step) -> Footprint:

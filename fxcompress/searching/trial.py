@@ -11,7 +11,8 @@ from typing import Any
 from fxcompress.batches import Batch
 from fxcompress.export.config import NotExpressible
 from fxcompress.gather import gather
-from fxcompress.pipeline import Pipeline
+from fxcompress.memory import Footprint
+from fxcompress.pipeline import Pass, Pipeline
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.record import Record
@@ -34,7 +35,8 @@ class Trial:
     """What was found out about a model of these sizes.
 
     figures: by the text of each budget, in its unit. loss: nats a token, None where it is not known. ratios: of seconds
-    to the original's, by the text of the budget that they were measured for. why: it cannot win; empty where it can.
+    to the original's, by the text of the budget that they were measured for. scores: what else is known of how well it
+    predicts. why: it cannot win; empty where it can.
     """
 
     sizes: Sizes
@@ -43,6 +45,7 @@ class Trial:
     loss: float | None = None
     ratios: Mapping[str, float] = field(default_factory=dict)
     why: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return said(self.sizes)
@@ -75,8 +78,14 @@ class Bench:
         program.readers.clear()
         return program
 
-    def original_loss(self, advance: Callable[[], None]) -> float:
-        return zero_shot_loss(self.program, self.batches, advance)
+    def original(self, advance: Callable[[], None]) -> Trial:
+        count = Footprint.of(self.program)
+        figures = {str(b): b.value(count) for b in self.budgets if not b.is_measured}
+        loss = zero_shot_loss(self.program, self.batches, advance)
+        return Trial(self.space.original, count.parameters, figures, loss if math.isfinite(loss) else None)
+
+    def passes(self, candidate: Candidate) -> tuple[Pass, ...]:
+        return self.space.passes(candidate.sizes, self.score)
 
     def why_not(self, candidate: Candidate) -> str:
         """Why its profile cannot load it, as far as sizes tell; empty where it can."""
@@ -92,7 +101,7 @@ class Bench:
         figures: dict[str, float] = {str(budget): value for budget, value in candidate.figures.items()}
         if why := self.why_not(candidate):
             return Trial(candidate.sizes, candidate.parameters, figures, why=why)
-        small, steps, _ = self._cut(candidate.sizes, verify=False)
+        small, steps, _ = self._cut(candidate, verify=False)
         loss = zero_shot_loss(small, self.batches, advance)
         if not math.isfinite(loss):
             return Trial(candidate.sizes, candidate.parameters, figures, why="its loss is not finite")
@@ -100,15 +109,14 @@ class Bench:
         why = self._time(small, steps, figures, ratios)
         return Trial(candidate.sizes, candidate.parameters, figures, loss, ratios, why)
 
-    def prove(self, sizes: Sizes) -> dict[str, Any]:
+    def prove(self, candidate: Candidate) -> dict[str, Any]:
         """The laws after every pass, and why its profile cannot load it after all. Raises ProofError."""
-        small, steps, records = self._cut(sizes, verify=True)
-        laws = [asdict(law) | {"pass": record.name} for record in records for law in record.laws]
-        return {"laws": laws, "why": self.profile.why_not(small, steps)}
+        small, steps, records = self._cut(candidate, verify=True)
+        return {"laws": laws_of(records), "why": self.profile.why_not(small, steps)}
 
-    def _cut(self, sizes: Sizes, verify: bool) -> tuple[Program, list[Step], list[Record]]:
+    def _cut(self, candidate: Candidate, verify: bool) -> tuple[Program, list[Step], list[Record]]:
         """The model of these sizes, with all steps that it has behind it."""
-        passes = self.space.passes(sizes, self.score)
+        passes = self.passes(candidate)
         missing = self.statistics.missing(watch for p in passes for watch in p.watches(self.program))
         if missing:
             self.statistics |= gather(self.program, missing, self.batches)
@@ -130,3 +138,8 @@ class Bench:
             if not budget.allows(figures[str(budget)]):
                 broken.append(f"{budget.said(figures[str(budget)])} for {budget}")
         return "; ".join(broken)
+
+
+def laws_of(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The laws of all passes as JSON, each with its pass."""
+    return [asdict(law) | {"pass": record.name} for record in records for law in record.laws]

@@ -1,4 +1,4 @@
-"""Puzzle: the integer program against all combinations, costs against the rewrite, scores against whole runs."""
+"""Puzzle: the integer program against all combinations, costs against the rewrite, results against what they say."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import itertools
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,19 +14,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fxcompress
-from fxcompress import CompressError, capture, graph
+from fxcompress import CompressError, capture, puzzle
 from fxcompress.gather import gather
-from fxcompress.layer_scores import importance, watch_of
 from fxcompress.memory import Footprint
+from fxcompress.pipeline import Pass
 from fxcompress.plan import Step
-from fxcompress.searching import assignment, library, replacement
+from fxcompress.progress import silent
+from fxcompress.recipe import Recipe
+from fxcompress.rewrite import rewrite
+from fxcompress.searching import assignment, library
 from fxcompress.searching.assignment import Bound, assign
 from fxcompress.searching.budget import Budget, budgets_of
+from fxcompress.searching.found import Found
+from fxcompress.searching.layered import Candidate
 from fxcompress.searching.library import CUTS, Costed, costed, options
-from fxcompress.searching.puzzle import Solution, puzzle
-from fxcompress.searching.replacement import losses_of
-from fxcompress.searching.subblocks import Decisions, footprint, rewritten, subblocks
-from fxcompress.skipping import last_hidden, losses
+from fxcompress.searching.loss import zero_shot_loss
+from fxcompress.searching.puzzle import Puzzle
+from fxcompress.searching.subblocks import Decisions, footprint, subblocks
+from fxcompress.shifts import Shifts
 from fxcompress.statistics import Statistics
 from tests import models
 
@@ -126,7 +132,9 @@ def check_costs(name: str, seed: int) -> None:
     chosen = tuple(draw.choice(several) for several in costed_library(name))
     if all(one.option.name == library.LEAVE_OUT for one in chosen):
         return
-    before, after = footprint(program(name), Step("whole")), Footprint.of(rewritten(program(name), together(chosen)))
+    small = program(name).clone()
+    rewrite(small, together(chosen))
+    before, after = footprint(program(name), Step("whole")), Footprint.of(small)
     assert footprint(program(name), together(chosen)).parameters == after.parameters
     for budget in all_budgets():
         predicted = budget.value(before) + sum(one.cost(budget) for one in chosen)
@@ -189,118 +197,106 @@ def test_layers_that_share_weights_save_these_only_when_the_last_of_them_goes():
     assert alone - both == first.down_proj.weight.numel()
 
 
-# Scores.
-
-
-def whole_run(step: Step) -> dict[str, float]:
-    """What the rewritten program loses when all of it runs."""
-    ends = []
-    for one in (program(), rewritten(program(), step)):
-        output = next(n for n in one.graph.nodes if n.op == "output").args[0][0]
-        hidden = last_hidden(output)
-        seen = {}
-
-        class Seeing(torch.fx.Interpreter):
-            def run_node(self, n, seen=seen):
-                seen[n] = super().run_node(n)
-                return seen[n]
-
-        with torch.no_grad():
-            Seeing(one.module).run(*one.bind(**BATCHES[0]))
-        ends.append((seen[output], seen[hidden]))
-    sums = losses(IDS, MASK.bool(), *ends)
-    return {name: float(sums[name] / sums["count"]) for name in ("loss", "kl", "hidden")}
-
-
-@pytest.mark.parametrize("place", range(5))
-def test_running_what_comes_after_a_layer_gives_what_running_all_gives(place: int):
-    steps = [one.step for one in costed_library()[place][1:]]
-    for found, step in zip(losses_of(program(), steps, BATCHES), steps, strict=True):
-        assert found == pytest.approx(whole_run(step), rel=1e-5, abs=1e-9)
-
-
-def test_leaving_a_layer_out_costs_what_layer_scores_say():
-    paths = [block.path for block in subblocks(program("llama"))]
-    p = program("llama")
-    found = losses_of(p, [Step("", {}, (path,)) for path in paths], BATCHES)
-    watches = {path: watch_of(p, (path,), "kl") for path in paths}
-    statistics = gather(p, watches.values(), BATCHES)
-    for path, values in zip(paths, found, strict=True):
-        for score in ("kl", "hidden", "loss"):
-            assert values[score] == pytest.approx(importance(p, (path,), score, statistics), rel=1e-5)
-
-
-def test_what_comes_before_a_replaced_layer_is_not_run_again():
-    last = subblocks(program())[-1].path
-    step = next(one.step for one in costed_library()[-1] if one.option.name.startswith("ffn"))
-    calls = replacement._Replaced(program(), step).calls
-    layers = {path for node in calls for path in graph.module_paths(node) if path.startswith("model.layers.")}
-    assert calls
-    assert all(path == last or path.startswith(last + ".") for path in layers)
-
-
 # All of it.
 
 LIMITS = ["parameters<=50K", "bytes<=210KB at context=64"]
 
 
+def now(_: str, make: Any) -> Any:
+    """A stage without a journal."""
+    return make()
+
+
+def solutions_of(budget: Any, space: Any = None, of: str = "nemotron_h", **options: Any) -> list[Candidate]:
+    """What keeps the budget, from the least sum of scores on, not yet run as a whole."""
+    asked = Puzzle(budgets=budgets_of(budget), space=space, **options)
+    asked.check()
+    return asked.candidates(program(of), BATCHES, now, silent)[2]
+
+
 @functools.cache
-def solutions() -> tuple[Solution, ...]:
-    return tuple(puzzle(program(), LIMITS, BATCHES, best=3, apart=2))
+def found() -> Found:
+    return puzzle(program(), LIMITS, calibration=BATCHES, trials=3, best=1, apart=2)
 
 
-def test_the_passes_give_the_model_that_was_counted():
-    for solution in solutions()[:2]:
-        small = fxcompress.apply(program(), solution.recipe.passes(), calibration=BATCHES)
-        count = Footprint.of(small.program)
-        assert solution.parameters == count.parameters
-        assert solution.figures == {budget: budget.value(count) for budget in budgets_of(LIMITS)}
-        assert all(budget.allows(value) for budget, value in solution.figures.items())
+def test_the_passes_give_the_model_that_was_counted_and_judged():
+    (best,) = found().best
+    small = fxcompress.apply(program(), best.passes, calibration=BATCHES).program
+    count = Footprint.of(small)
+    assert best.trial.parameters == count.parameters
+    assert best.trial.figures == {str(budget): budget.value(count) for budget in budgets_of(LIMITS)}
+    assert all(budget.allows(best.trial.figures[str(budget)]) for budget in budgets_of(LIMITS))
+    assert best.trial.loss == zero_shot_loss(small, BATCHES)
 
 
-def test_solutions_come_best_first_and_differ():
-    scores = [solution.score for solution in solutions()]
-    assert scores == sorted(scores)
-    for one, other in itertools.combinations(solutions(), 2):
-        assert sum(a != b for a, b in zip(one.chosen, other.chosen, strict=True)) >= 2
+def test_solutions_are_ranked_by_the_loss_that_they_have_and_not_by_the_sum_of_what_was_lost_alone():
+    sums = [trial.scores["sum of kl"] for trial in found().trials]
+    assert sums == sorted(sums)
+    assert [trial.sizes["solution"] for trial in found().trials] == [1, 2, 3]
+    assert found().best[0].trial.loss == min(trial.loss for trial in found().trials)
+    assert {"sum of kl", "loss"} <= set(found().columns())
+
+
+def test_the_best_is_proven():
+    (best,) = found().best
+    assert {law["pass"] for law in best.laws} == {p.name for p in best.passes}
+
+
+def test_what_is_cut_to_one_size_is_cut_by_one_pass_as_each_alone_would_be():
+    cut = [one for several in costed_library("llama") for one in several if one.option.name == "ffn=40"]
+    (one,) = library.passes_of([c.option for c in cut])
+    assert one.layers == tuple(c.option.subblock.path for c in cut)
+    step, _ = one.decide(program("llama"), Statistics())
+    assert {key: index.tolist() for key, index in step.keep.items()} == {
+        key: index.tolist() for key, index in together(tuple(cut)).keep.items()
+    }
+
+
+def test_sizes_of_their_own_and_layers_that_go_are_passes_of_their_own():
+    names = ("ffn=60", "leave out", "ffn=20")
+    several = [s for s in costed_library("llama") if s[0].option.subblock.kind == "ffn"]
+    chosen = [next(c.option for c in s if c.option.name == name) for s, name in zip(several, names, strict=True)]
+    assert [p.name for p in library.passes_of(chosen)] == ["RemoveLayers", "PruneFFN", "PruneFFN"]
+
+
+def test_solutions_differ_in_as_many_parts_as_asked():
+    """Each pass names the layers, so that what differs can be read off the passes."""
+    texts = [Recipe(one.passes).to_yaml() for one in solutions_of(LIMITS, trials=3, best=1, apart=2)]
+    assert len(set(texts)) == 3
 
 
 def test_the_score_is_the_sum_of_what_each_replacement_costs_alone():
-    (solution,) = puzzle(program(), "parameters<=60K", BATCHES, metric="hidden", sizes={})
-    gone = [one.subblock.path for one in solution.chosen if one.name == library.LEAVE_OUT]
-    alone = losses_of(program(), [Step("", {}, (path,)) for path in gone], BATCHES)
+    (one,) = solutions_of("parameters<=60K", {}, metric="hidden", trials=1, best=1)
+    gone = [path for p in one.passes for path in p.decide(program(), Statistics())[0].remove]
+    alone = Shifts(program(), [Step("", {}, (path,)) for path in gone]).sweep(BATCHES)
     assert gone
-    assert solution.score == pytest.approx(sum(values["hidden"] for values in alone))
+    assert one.scores["sum of hidden"] == pytest.approx(sum(float(s["hidden"] / s["count"]) for s in alone))
 
 
 def test_a_roomier_budget_never_scores_worse():
     def of(limit: int) -> float:
-        return puzzle(program(), f"parameters<={limit}", BATCHES, sizes={"ffn": [40], "ssm_heads": [6]})[0].score
+        space = {"ffn": [40], "ssm_heads": [6]}
+        return solutions_of(f"parameters<={limit}", space, trials=1, best=1)[0].scores["sum of kl"]
 
     assert of(70000) <= of(55000) <= of(40000)
 
 
 def test_a_cache_that_is_too_large_costs_attention_and_not_neurons():
-    (solution,) = puzzle(program(), "bytes<=1MB at context=100000", BATCHES, sizes={"ffn": [40]})
-    assert [one.name for one in solution.chosen] == ["keep", "keep", "keep", "leave out", "keep"]
+    (one,) = solutions_of("bytes<=1MB at context=100000", {"ffn": [40]}, trials=1, best=1)
+    assert one.sizes == {"solution": 1, "attention_layers": 0, "ffn_layers": 2, "ssm_layers": 2, "cut": 0}
 
 
 def test_weights_that_stay_in_their_files_give_the_same_choice(tmp_path):
     models.tiny("llama").save_pretrained(tmp_path)
-    asked = {"budgets": "parameters<=45K", "batches": BATCHES, "sizes": {"ffn": [40]}}
-    (from_files,), (in_memory,) = puzzle(tmp_path, **asked), puzzle(program("llama"), **asked)
-    assert from_files.recipe == in_memory.recipe
-    assert from_files.score == pytest.approx(in_memory.score, rel=1e-4)
-
-
-def test_the_width_of_the_residual_stream_is_no_choice():
-    with pytest.raises(CompressError, match="there is no axis 'width'; there are ffn, query_heads"):
-        puzzle(program(), LIMITS, BATCHES, sizes={"width": [24]})
+    asked = {"budget": "parameters<=45K", "space": {"ffn": [40]}, "calibration": BATCHES, "trials": 1, "best": 1}
+    from_files, in_memory = puzzle(tmp_path, **asked), puzzle(program("llama"), **asked)
+    assert from_files.best[0].passes == in_memory.best[0].passes
+    assert from_files.best[0].trial.loss == pytest.approx(in_memory.best[0].trial.loss, rel=1e-5)
 
 
 def test_one_layer_stays_however_small_the_budget():
     with pytest.raises(CompressError) as refusal:
-        puzzle(program("mamba2"), "parameters<=1K", BATCHES)
+        solutions_of("parameters<=1K", of="mamba2")
     least = min(
         footprint(program("mamba2"), together(chosen)).parameters
         for chosen in itertools.product(*costed_library("mamba2"))
@@ -315,34 +311,37 @@ def test_one_layer_stays_however_small_the_budget():
     [
         ("parameters<=1M", {}, "the model as it is keeps parameters<=1M"),
         ("latency<=1ms at prompt=1, new=1", {}, "is measured"),
+        (LIMITS, {"space": {"width": [24]}}, "there is no axis 'width'; there are ffn, query_heads"),
         (LIMITS, {"metric": "cosine"}, "there are kl, hidden"),
-        (LIMITS, {"sizes": {"ffn": [0]}}, "positive whole numbers"),
-        (LIMITS, {"sizes": {"ssm_heads": [7]}}, "size=7 is not feasible: 3 rows keep the same number"),
+        (LIMITS, {"space": {"ffn": [0]}}, "positive whole numbers"),
+        (LIMITS, {"space": {"ssm_heads": [7]}}, "size=7 is not feasible: 3 rows keep the same number"),
         (LIMITS, {"best": 0}, "best=0"),
-        (["parameters<=50K", "parameters>=49.999K"], {"sizes": {}}, "no choice of layers keeps the budget: parameters"),
+        (LIMITS, {"apart": 0}, "1 or more subblocks apart"),
+        (["parameters<=50K", "parameters>=49.999K"], {"space": {}}, "no choice of layers keeps the budget: parameters"),
     ],
 )
 def test_what_cannot_be_found_is_refused(budget, given, said):
     with pytest.raises(CompressError, match=said):
-        puzzle(program(), budget, BATCHES, **given)
+        puzzle(program(), budget, **{"calibration": BATCHES, **given})
 
 
 @pytest.mark.slow
 def test_the_winner_really_loses_less_than_most_of_what_keeps_the_budget():
     """Sums of scores ignore interactions; what they choose is measured against choices drawn at random."""
     budget = Budget.parse("parameters<=50K")
-    (winner,) = puzzle(program(), budget, BATCHES)
-    names = [one.name for one in winner.chosen]
-    several = costed_library()
-    mine = together(tuple(next(c for c in s if c.option.name == n) for s, n in zip(several, names, strict=True)))
+    (best,) = puzzle(program(), budget, calibration=BATCHES, trials=1, best=1).best
+    step = Decisions(program(), gather_for(best.passes)).together(best.passes)
     draw, others = random.Random(0), []
     while len(others) < 40:
-        step = together(tuple(draw.choice(choices) for choices in several))
-        count = footprint(program(), step).parameters
-        if 0.85 * winner.parameters <= count <= budget.limit:
-            others.append(step)
-    kl = [values["kl"] for values in losses_of(program(), [mine, *others], BATCHES)]
+        other = together(tuple(draw.choice(choices) for choices in costed_library()))
+        if 0.85 * best.trial.parameters <= footprint(program(), other).parameters <= budget.limit:
+            others.append(other)
+    kl = [float(sums["kl"]) for sums in Shifts(program(), [step, *others]).sweep(BATCHES)]
     assert sum(other < kl[0] for other in kl[1:]) <= 4
+
+
+def gather_for(passes: tuple[Pass, ...]) -> Statistics:
+    return gather(program(), [watch for p in passes for watch in p.watches(program())], BATCHES)
 
 
 # Planted faults: the laws can fail.
@@ -370,14 +369,3 @@ def test_costs_that_forget_the_cache_are_seen(monkeypatch):
     found = costed(decisions, options(program(), subblocks(program())[3], ALL, "magnitude"))
     budget = all_budgets()[2]
     assert [one.cost(budget) for one in found] != [one.cost(budget) for one in costed_library()[3]]
-
-
-def test_a_weight_that_is_taken_for_unchanged_shows_in_the_scores(monkeypatch):
-    step = next(one.step for one in costed_library()[0] if one.option.name.startswith("ssm"))
-    right = losses_of(program(), [step], BATCHES)[0]
-    monkeypatch.setattr(replacement, "_is_same_tensor", lambda *given: True)
-    try:
-        wrong = losses_of(program(), [step], BATCHES)[0]
-    except (RuntimeError, StopIteration):  # shapes that do not fit
-        return
-    assert wrong != pytest.approx(right)
