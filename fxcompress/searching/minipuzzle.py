@@ -91,6 +91,10 @@ class MiniPuzzle(ByLayers):
     trials: int = 400
     best: int = 3
 
+    def check(self) -> None:
+        super().check()
+        _asked(self.space)
+
     def candidates(
         self, program: Program, batches: Sequence[Batch], stage: Stage, progress: Progress
     ) -> tuple[Decisions, Candidate, list[Candidate]]:
@@ -116,7 +120,7 @@ class Grid:
     def of(cls, program: Program, space: Any, score: Score) -> Grid:
         """Raises CompressError for axes and sizes that are not there."""
         blocks = subblocks(program)
-        asked = None if space is None else as_mapping(space, (*LAYERS, FFN))
+        asked = _asked(space)
         return cls(program, blocks, _counts(blocks, asked), _widths(program, asked), score)
 
     def whole(self, budgets: Sequence[Budget]) -> Candidate:
@@ -164,6 +168,10 @@ class Grid:
         count = footprint(self.program, decisions.together(passes))
         figures = {budget: int(budget.value(count)) for budget in budgets}
         return Candidate(sizes, tuple(passes), count.parameters, figures)
+
+
+def _asked(space: Any) -> Mapping[str, Any] | None:
+    return None if space is None else as_mapping(space, (*LAYERS, FFN))
 
 
 def _counts(blocks: Sequence[Subblock], asked: Mapping[str, Any] | None) -> dict[str, list[int]]:

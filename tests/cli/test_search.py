@@ -16,9 +16,11 @@ from transformers import AutoModelForCausalLM
 
 import fxcompress
 from fxcompress import CompressError
+from fxcompress.calibration import read_calibration
 from fxcompress.journal import folder_of
 from fxcompress.recipe import Calibration, Recipe
-from fxcompress.searching import trial
+from fxcompress.searching import layered, trial
+from fxcompress.shifts import Shifts
 from tests.search.tiny import BATCHES
 
 SMALL = ("--budget", "parameters<=35K", "--axis", "ffn=40:80:8", "--axis", "width", "--trials", 3, "--best", 2)
@@ -106,6 +108,15 @@ def test_values_in_memory_give_what_values_in_files_give(run, command, whole, tm
         (("--budget", "parameters<=40K", "--tensor-parallel", 4), "cannot be split"),
         (("--budget", "parameters<=40K", "--samples", 9999), "9999 are asked for"),
         (("--budget", "parameters<=40K", "--best", 99), "best=99 of trials=64"),
+        (("--budget", "parameters<=40K", "--metric", "kl"), "metric is an option of a search by puzzle, not of one by"),
+        (
+            ("--budget", "parameters<=40K", "--by", "puzzle", "--layer-order", "kl"),
+            "layer_order is an option of a search by sizes",
+        ),
+        (("--budget", "parameters<=40K", "--by", "minipuzzle", "--axis", "layers=1"), "there is no axis 'layers'"),
+        (("--budget", "parameters<=40K", "--by", "minipuzzle", "--apart", 2), "apart is an option of a search by puzz"),
+        (("--budget", "latency<=1s at prompt=4, new=2", "--by", "puzzle"), "is measured: a choice by layers"),
+        (("--budget", "parameters<=1K", "--by", "puzzle", "--axis", "ffn=40"), "no choice of layers keeps the budget"),
     ],
 )
 def test_what_cannot_be_found_is_refused_and_nothing_is_left(run, command, tmp_path, others, why):
@@ -124,6 +135,30 @@ def test_an_output_that_is_taken_or_in_the_model_is_refused(run, command, saved,
     assert [file.name for file in tmp_path.iterdir()] == ["note.txt"]
     with pytest.raises(CompressError, match="lies in the directory of the model"):
         search(saved("llama"), saved("llama") / "out")
+
+
+# By layers
+
+BY_LAYERS = {
+    "minipuzzle": ("--axis", "attention_layers=1:2:1", "--axis", "ffn=40,80", "--trials", 3, "--best", 1),
+    "puzzle": ("--axis", "ffn=40", "--trials", 2, "--best", 1),
+}
+
+
+@pytest.mark.parametrize("by", BY_LAYERS)
+def test_a_search_by_layers_writes_the_same_files_and_its_recipe_gives_what_it_says(run, command, saved, tmp_path, by):
+    out = tmp_path / "out"
+    result = run(*command(out, "--budget", "parameters<=38K", "--by", by, *BY_LAYERS[by]))
+    assert result.exit_code == 0, result.output
+    assert {file.name for file in out.iterdir()} == FILES - {"recipe-2.yaml"}
+    assert all(said in result.stdout for said in ("as it is", "recipe-1", "agreement", "loss"))
+    content = json.loads((out / "search.json").read_text())
+    assert content["ranked_by"] == {"minipuzzle": "mean", "puzzle": "loss"}[by]
+    recipe = Recipe.load(out / "recipe-1.yaml")
+    small = fxcompress.apply(
+        saved("llama"), recipe.passes(), calibration=read_calibration(recipe.calibration, saved("llama"))
+    )
+    assert small.report.to_json()["passes"][-1]["after"]["parameters"] == content["best"][0]["trial"]["parameters"]
 
 
 # Stopped and gone on
@@ -162,6 +197,49 @@ def test_a_journal_of_another_request_is_not_taken(saved, tmp_path, monkeypatch)
             search(saved("llama"), tmp_path / "out")
     with pytest.raises(CompressError, match="unfinished run of another request"):
         search(saved("llama"), tmp_path / "out", calibration=BATCHES[:1])
+
+
+ASKED = {
+    "minipuzzle": {"space": {"attention_layers": [1, 2], "ffn": [40, 80]}, "trials": 3, "best": 1},
+    "puzzle": {"space": {"ffn": [40]}, "trials": 2, "best": 1},
+}
+
+
+@pytest.mark.parametrize("by", ASKED)
+def test_a_search_by_layers_goes_on_and_finds_the_same(saved, tmp_path, monkeypatch, by):
+    """Stopped while it scores its second batch, and again in its second trial."""
+    method, asked = getattr(fxcompress, by), {"calibration": BATCHES, **ASKED[by]}
+    batches, trials = [], []
+    real_sweep, real_try = Shifts.sweep, layered.Bench.try_out
+
+    def sweep(self, *given):
+        batches.append(given)
+        return _stop() if len(batches) == 2 else real_sweep(self, *given)
+
+    def try_out(self, candidate, advance):
+        trials.append(str(candidate))
+        return _stop() if len(trials) == 2 else real_try(self, candidate, advance)
+
+    monkeypatch.setattr(Shifts, "sweep", sweep)
+    monkeypatch.setattr(layered.Bench, "try_out", try_out)
+    for stage in ("alone 0", "trial "):
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            method(saved("llama"), "parameters<=38K", out=tmp_path / "out", **asked)
+        assert stage in stopped.value.__notes__[0]
+    for other in ({"calibration": BATCHES[:1]}, {"space": {"ffn": [48]}}, {"budget": "parameters<=39K"}):
+        with pytest.raises(CompressError, match="unfinished run of another request"):
+            method(saved("llama"), **{"budget": "parameters<=38K", **asked, **other}, out=tmp_path / "out")
+    method(saved("llama"), "parameters<=38K", out=tmp_path / "out", **asked)
+    assert len(batches) == 3  # two of them, one of them twice
+    assert [trials.count(name) for name in dict.fromkeys(trials)] == [1, 2, *[1] * (len(set(trials)) - 2)]
+    method(saved("llama"), "parameters<=38K", out=tmp_path / "at once", **asked)
+    for name in ("search.json", "recipe-1.yaml"):
+        assert (tmp_path / "out" / name).read_text() == (tmp_path / "at once" / name).read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "at once"}
+
+
+def _stop() -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.slow
