@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 import fxcompress
@@ -21,6 +22,7 @@ from fxcompress.journal import folder_of
 from fxcompress.recipe import Calibration, Recipe
 from fxcompress.searching import layered, trial
 from fxcompress.shifts import Shifts
+from tests import models
 from tests.search.tiny import BATCHES
 
 SMALL = ("--budget", "parameters<=35K", "--axis", "ffn=40:80:8", "--axis", "width", "--trials", 3, "--best", 2)
@@ -206,8 +208,9 @@ ASKED = {
 
 
 @pytest.mark.parametrize("by", ASKED)
-def test_a_search_by_layers_goes_on_and_finds_the_same(saved, tmp_path, monkeypatch, by):
+def test_a_search_by_layers_goes_on_and_finds_the_same(tmp_path, monkeypatch, by):
     """Stopped while it scores its second batch, and again in its second trial."""
+    model = models.captured("llama", torch.float32)
     method, asked = getattr(fxcompress, by), {"calibration": BATCHES, **ASKED[by]}
     batches, trials = [], []
     real_sweep, real_try = Shifts.sweep, layered.Bench.try_out
@@ -224,15 +227,15 @@ def test_a_search_by_layers_goes_on_and_finds_the_same(saved, tmp_path, monkeypa
     monkeypatch.setattr(layered.Bench, "try_out", try_out)
     for stage in ("alone 0", "trial "):
         with pytest.raises(KeyboardInterrupt) as stopped:
-            method(saved("llama"), "parameters<=38K", out=tmp_path / "out", **asked)
+            method(model, "parameters<=50K", out=tmp_path / "out", **asked)
         assert stage in stopped.value.__notes__[0]
-    for other in ({"calibration": BATCHES[:1]}, {"space": {"ffn": [48]}}, {"budget": "parameters<=39K"}):
+    for other in ({"calibration": BATCHES[:1]}, {"space": {"ffn": [48]}}, {"budget": "parameters<=49K"}):
         with pytest.raises(CompressError, match="unfinished run of another request"):
-            method(saved("llama"), **{"budget": "parameters<=38K", **asked, **other}, out=tmp_path / "out")
-    method(saved("llama"), "parameters<=38K", out=tmp_path / "out", **asked)
+            method(model, **{"budget": "parameters<=50K", **asked, **other}, out=tmp_path / "out")
+    method(model, "parameters<=50K", out=tmp_path / "out", **asked)
     assert len(batches) == 3  # two of them, one of them twice
     assert [trials.count(name) for name in dict.fromkeys(trials)] == [1, 2, *[1] * (len(set(trials)) - 2)]
-    method(saved("llama"), "parameters<=38K", out=tmp_path / "at once", **asked)
+    method(model, "parameters<=50K", out=tmp_path / "at once", **asked)
     for name in ("search.json", "recipe-1.yaml"):
         assert (tmp_path / "out" / name).read_text() == (tmp_path / "at once" / name).read_text()
     assert {path.name for path in tmp_path.iterdir()} == {"out", "at once"}
