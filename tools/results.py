@@ -131,6 +131,27 @@ def _scores_of(axis: str, cells: list[dict[str, Any]]) -> str:
     return f"**{axis}**\n\n" + table(("score", *(f"{a} gone" for a in amounts)), rows)
 
 
+def weights() -> str:
+    """What the last run of tools/weights.py wrote."""
+    file = ROOT / "weights-output" / "weights.json"
+    if not file.is_file():
+        return "Run `.venv/bin/python tools/weights.py --json weights-output/weights.json` first."
+    told = json.loads(file.read_text())
+    dense = ", ".join(f"{name} {value:.2f}" for name, value in told["dense"].items())
+    head = ("pattern", "method", *told["dense"], "mean loss of the matrices", "seconds")
+    rows = []
+    for cell in told["cells"].values():
+        loss = "" if cell["loss"] is None else f"{cell['loss']:.4f}"
+        values = [f"{cell['perplexity'][name]:.2f}" for name in told["dense"]]
+        rows.append((cell["pattern"], cell["method"], *values, loss, f"{cell['seconds']:.0f}"))
+    return (
+        f"`tools/weights.py`: SmolLM2-135M-Instruct in {told['dtype'].removeprefix('torch.')}, whose linear weights lie"
+        f" on a 4-bit grid; {told['samples']} windows of 512 tokens of BoolQ passages to prune by, perplexity of others"
+        f" and of other texts; dense: {dense}. All linear weights but the head; one-shot, no training. The loss is"
+        " tr (W − W') H (W − W')ᵀ / tr W H Wᵀ on the calibration inputs.\n\n" + table(head, rows)
+    )
+
+
 def mishaps() -> str:
     """What the last run of tools/mishaps.py wrote."""
     file = ROOT / "mishaps-output" / "mishaps.json"
@@ -206,6 +227,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "peers": ("Next to the peers", peers),
     "large": ("Models larger than the memory allowed for them", large),
     "importance": ("Which score loses least", importance),
+    "weights": ("Which method of weight pruning loses least", weights),
     "mishaps": ("What goes wrong", mishaps),
     "kills": ("Killed runs", kills),
     "bench": ("Time of capture and analysis", bench),

@@ -3,8 +3,8 @@
     .venv/bin/python tools/weights.py --json weights-output/weights.json
     .venv/bin/python tools/weights.py --json ... --text wikitext=wikitext2-valid.txt --text novels=novels-validation.txt
 
-Judged on BoolQ passages that no method saw, and on the texts that are named besides. Needs what tools/demo installs. A run
-that was stopped goes on with what is not yet in the file.
+Judged on BoolQ passages that no method saw, and on the texts that are named besides. Needs what tools/demo installs. A
+run that was stopped goes on with what is not yet in the file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for tools/demo.py
@@ -77,8 +76,9 @@ def read_texts(named: list[str], tokenizer: Any) -> dict[str, Tensor]:
     found = {}
     for entry in named:
         name, _, file = entry.partition("=")
-        content = lzma.open(file, "rt").read() if file.endswith(".xz") else Path(file).read_text()
-        found[name] = demo.take_windows(iter(content.split("\n\n\n")), tokenizer, HELD_OUT)
+        content = Path(file).read_bytes()
+        text = (lzma.decompress(content) if file.endswith(".xz") else content).decode()
+        found[name] = demo.take_windows(iter([text]), tokenizer, HELD_OUT)
     return found
 
 

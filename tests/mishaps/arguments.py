@@ -155,6 +155,17 @@ MISHAPS = (
         ".out.fxcompress is where the journal goes, and is no directory: remove it",
         lambda p: (p.out.parent / ".out.fxcompress").write_text("mine"),
     ),
+    case(
+        "weights pruned by no text, by statistics alone",
+        "PruneWeights runs the pruned model on text, statistics do not do: --calibration FILE",
+        ask=asks("--pass", "PruneWeights(sparsity=0.5)", "--statistics", "s.safetensors"),
+    ),
+    case(
+        "a pattern that does not divide the columns",
+        "7:11 needs groups of 11 weights, and rows of 48 have 4 left over",
+        ask=one("PruneWeights(pattern='7:11', method='magnitude')"),
+    ),
+    case("a model packed that has no zeros", "add PruneWeights to the passes", ask=asks("--packed")),
     case("no text to score by", "needs text to run on: --calibration FILE", ask=one(ACTIVATION)),
     case("samples of no text", "--samples and --length are about --calibration FILE", ask=asks("--samples", 4)),
     case("a text that is not there", "the calibration text", lambda p: p.text.unlink(), on_text()),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import fxcompress
-from fxcompress.passes import PruneEmbedding, PruneFFN, RemoveLayers
+from fxcompress.passes import PruneEmbedding, PruneFFN, PruneWeights, RemoveLayers
 from tests.mishaps.place import HALVED, Mishap, Place, module
 
 
@@ -31,6 +31,14 @@ def saved(**options: Any) -> Callable[[Place], object]:
     return lambda place: fxcompress.apply(module(), [HALVED]).save_pretrained(place.out, **options)
 
 
+def filled(place: Place) -> object:
+    """What training without the masks would leave."""
+    small = fxcompress.apply(module(), [MAGNITUDE])
+    small.program.state["model.layers.0.mlp.up_proj.weight"].data.add_(0.01)
+    return small.save_pretrained(place.out)
+
+
+MAGNITUDE = PruneWeights(sparsity=0.5, method="magnitude", targets="*.up_proj.weight")
 IDS = torch.ones(2, 8, dtype=torch.long)
 BLIND = PruneFFN(ratio=0.5, score="activation")
 case = partial(Mishap, "calls", ends="CompressError")
@@ -119,6 +127,16 @@ MISHAPS = (
         ask=applied(PruneFFN(ratio=0.5, score=lambda program, group: [1.0] * 80)),
     ),
     case("scores of other groups", "score= has no tensor for the group", ask=applied(PruneFFN(ratio=0.5, score={}))),
+    case(
+        "weights cut after they were pruned",
+        "PruneFFN (structure) after PruneWeights (weights) would undo it",
+        ask=applied(MAGNITUDE, HALVED),
+    ),
+    case(
+        "zeros that were filled after the pruning",
+        "was pruned to 0.5, and 1,920 weights that have to be zero are not",
+        ask=filled,
+    ),
     case(
         "a result that stock transformers cannot load, asked for",
         "model.embed_tokens.weight of (96, 48) would have to be (96, 47)",
