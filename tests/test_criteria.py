@@ -49,7 +49,7 @@ def seen(model, path, side="input"):
     return found[0]
 
 
-def aggregated(x, sequence="mean", batch="l2"):
+def aggregated(x, sequence="l2", batch="l2"):
     return OVER[batch](torch.stack([SEQUENCE[sequence](row[m.bool()]) for row, m in zip(x, MASK, strict=True)]))
 
 

@@ -37,7 +37,7 @@ SCORES = (
     "random",
     "magnitude",
     "activation(sequence=mean, batch=mean)",
-    "activation",
+    "activation(sequence=mean)",
     "activation(sequence=mean, batch=variance)",
     "activation(sequence=l2, batch=mean)",
     "activation(sequence=l2)",

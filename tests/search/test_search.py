@@ -59,8 +59,8 @@ def test_a_recipe_is_what_compress_takes(found):
 
 
 def test_a_criterion_stands_in_the_recipe_with_its_options(small_search):
-    result = small_search(score=Activation(sequence="l2"), trials=1, best=1)
-    assert Recipe.from_yaml(result.recipe(0)).passes()[0].score == "activation(sequence=l2)"
+    result = small_search(score=Activation(sequence="mean"), trials=1, best=1)
+    assert Recipe.from_yaml(result.recipe(0)).passes()[0].score == "activation(sequence=mean)"
 
 
 def test_the_table_has_the_model_as_it_is_the_best_and_the_others(found):
