@@ -142,7 +142,7 @@ def weights() -> str:
     rows = []
     for cell in told["cells"].values():
         loss = "" if cell["loss"] is None else f"{cell['loss']:.4f}"
-        values = [f"{cell['perplexity'][name]:.2f}" for name in told["dense"]]
+        values = [f"{cell['perplexity'][name]:.2f}" if "perplexity" in cell else "failed" for name in told["dense"]]
         rows.append((cell["pattern"], cell["method"], *values, loss, f"{cell['seconds']:.0f}"))
     return (
         f"`tools/weights.py`: SmolLM2-135M-Instruct in {told['dtype'].removeprefix('torch.')}, whose linear weights lie"

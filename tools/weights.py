@@ -3,8 +3,11 @@
     .venv/bin/python tools/weights.py --json weights-output/weights.json
     .venv/bin/python tools/weights.py --json ... --text wikitext=wikitext2-valid.txt --text novels=novels-validation.txt
 
-Judged on BoolQ passages that no method saw, and on the texts that are named besides. Needs what tools/demo installs. A
-run that was stopped goes on with what is not yet in the file.
+    .venv/bin/python tools/weights.py --json ... --peers peers-output/environments
+
+The last runs llm-compressor besides, on the same samples in an environment of its own. Judged on BoolQ passages that no
+method saw, and on the texts that are named besides. Needs what tools/demo installs. A run that was stopped goes on with
+what is not yet in the file.
 """
 
 from __future__ import annotations
@@ -12,17 +15,24 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for tools/demo.py
 
 import demo
+from peers.environments import python_of
 
 import fxcompress
 from fxcompress.passes import PruneWeights
@@ -45,6 +55,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "mrp, damping 0.1": {"method": "mrp", "damping": 0.1},
     "alps, damping 0.1": {"method": "alps", "damping": 0.1},
 }
+PEER = {"llm-compressor's sparsegpt": "sparsegpt", "llm-compressor's wanda": "wanda"}
 
 
 def cells(methods: list[str]) -> Iterator[tuple[str, str, PruneWeights]]:
@@ -71,6 +82,31 @@ def measure(model: Any, p: PruneWeights, ids: Tensor, texts: dict[str, Tensor]) 
     }
 
 
+def measure_peer(
+    python: Path, folder: Path, how_much: dict[str, Any], method: str, texts: dict[str, Tensor]
+) -> dict[str, Any]:
+    """The same of what llm-compressor makes of the model in ``folder`` and the ids beside it."""
+    out = folder / "out"
+    sparsity, structure = str(how_much.get("sparsity", 0.5)), how_much.get("pattern", "0:0")
+    script = Path(__file__).resolve().parent / "peers" / "weights.py"
+    command = [python, script, folder / "model", folder / "ids.safetensors", out, method, sparsity, structure]
+    started = time.monotonic()
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    took = time.monotonic() - started
+    if run.returncode:
+        return {"zeros": 0.0, "loss": None, "seconds": round(took, 1), "failed": run.stderr.strip().splitlines()[-1]}
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16).eval()
+    weights = [m.weight for name, m in model.named_modules() if isinstance(m, nn.Linear) and name != "lm_head"]
+    zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+    shutil.rmtree(out)
+    return {
+        "zeros": zeros,
+        "loss": None,
+        "seconds": round(took, 1),
+        "perplexity": {name: demo.perplexity(model, windows) for name, windows in texts.items()},
+    }
+
+
 def read_texts(named: list[str], tokenizer: Any) -> dict[str, Tensor]:
     """The beginning of each text, ``name=file``, as windows of token ids."""
     found = {}
@@ -89,6 +125,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64, help="windows of the calibration text")
     parser.add_argument("--methods", nargs="*", default=[], choices=METHODS)
     parser.add_argument("--patterns", nargs="*", default=list(PATTERNS), choices=PATTERNS)
+    parser.add_argument("--peers", type=Path, metavar="FOLDER", help="where peers' environments are, or are made")
     options = parser.parse_args()
     file = options.json
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -108,6 +145,24 @@ def main() -> None:
                 found["cells"][key] = {"pattern": pattern, "method": name} | measure(model, p, ids, texts)
                 write(file, found)
             advance()
+    if options.peers is not None:
+        run_peer(python_of("llm_compressor", options.peers), model, ids, options.patterns, texts, found, file)
+
+
+def run_peer(
+    python: Path, model: Any, ids: Tensor, patterns: list[str], texts: dict[str, Tensor], found: Any, file: Path
+) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        model.save_pretrained(folder / "model")
+        save_file({"ids": ids}, folder / "ids.safetensors")
+        for pattern in patterns:
+            for name, method in PEER.items():
+                key = f"{pattern} · {name}"
+                if key not in found["cells"]:
+                    value = measure_peer(python, folder, PATTERNS[pattern], method, texts)
+                    found["cells"][key] = {"pattern": pattern, "method": name} | value
+                    write(file, found)
 
 
 def write(file: Path, found: dict[str, Any]) -> None:
