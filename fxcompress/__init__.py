@@ -16,12 +16,14 @@ from fxcompress.run import compress
 from fxcompress.searching import search
 from fxcompress.searching.minipuzzle import minipuzzle
 from fxcompress.searching.puzzle import puzzle
+from fxcompress.weights.pattern import NM
 
 _register()  # AutoConfig knows our model_type
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "NM",
     "CaptureError",
     "CompressError",
     "CompressedModel",
