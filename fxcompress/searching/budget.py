@@ -4,10 +4,12 @@
     weights<=8GB at weights=int4
     bytes<=24GB at batch=8, context=32768, cache=fp8
     latency<=20ms at batch=1, prompt=512, new=128
+    latency<=0.8x at batch=1, prompt=512, new=128
     throughput>=1000 at batch=16, prompt=512, new=128
 
 Parameters, weights and bytes follow from sizes (``fxcompress.memory``). Latency, the seconds from prompts to the last
-new token, and throughput, the new tokens of the whole batch per second, are measured.
+new token, and throughput, the new tokens of the whole batch per second, are measured; with an x, as parts of what the
+original has, which takes its turns beside the candidate. Another job on the machine hardly moves these.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ _MOST = 1 << 40  # sequences or tokens
 class Budget:
     """One bound. ``limit`` is in parameters, bytes, seconds or tokens per second; ``at_least`` where it is a lower one.
 
+    relative: of a measured figure, the limit is a multiple of what the original has.
     batch: sequences at once; context: tokens of each in the cache; prompt, new: tokens read and generated for each.
     Raises CompressError for bounds that mean nothing.
     """
@@ -51,10 +54,13 @@ class Budget:
     prompt: int = 0
     new: int = 0
     precision: Precision = AS_IT_IS
+    relative: bool = False
 
     def __post_init__(self) -> None:
         if self.figure not in CONDITIONS:
             raise CompressError(f"there is no budget in {quoted(self.figure)}; there are {', '.join(CONDITIONS)}")
+        if self.relative and not self.is_measured:
+            raise CompressError(f"{self.figure} is no multiple: parts of the original are for latency and throughput")
         if not 0 < self.limit < math.inf:
             raise CompressError(f"{self.figure}: the limit {self.limit} is not a positive number")
         for name in set(CONDITIONS[self.figure]) & _LEAST.keys():
@@ -68,14 +74,15 @@ class Budget:
         figure, at_least, number, unit, conditions = budget_text.split(text)
         if figure not in CONDITIONS:
             raise CompressError(f"there is no budget in {quoted(figure)}; there are {', '.join(CONDITIONS)}")
-        limit = budget_text.read_limit(figure, number, unit)
+        relative = unit == budget_text.TIMES and figure in ("latency", "throughput")
+        limit = float(number) if relative else budget_text.read_limit(figure, number, unit)
         known = CONDITIONS[figure]
         values = budget_text.read_conditions(figure, conditions, known, [n for n in known if n in PRECISIONS])
         missing = [name for name in _NEEDED.get(figure, ()) if name not in values]
         if missing:
             raise CompressError(f"{quoted(text)} has to say at which {missing[0]}: 'at {missing[0]}=512'")
         bits = {name: values.pop(name) for name in PRECISIONS if name in values}
-        return cls(figure, limit, at_least, precision=Precision(**bits), **values)
+        return cls(figure, limit, at_least, precision=Precision(**bits), relative=relative, **values)
 
     @property
     def is_measured(self) -> bool:
@@ -95,9 +102,11 @@ class Budget:
         found = count.memory(self.batch, self.context, self.precision)
         return found.weights if self.figure == "weights" else found.total
 
-    def of_seconds(self, seconds: float) -> float:
-        """The figure of a model that took so many seconds."""
-        return seconds if self.figure == "latency" else self.batch * self.new / seconds
+    def of_seconds(self, seconds: float, original: float) -> float:
+        """The figure of a model that took so many seconds, next to what the original took."""
+        if self.figure == "latency":
+            return seconds / original if self.relative else seconds
+        return original / seconds if self.relative else self.batch * self.new / seconds
 
     def allows(self, value: Any) -> Any:
         """Does a figure keep the bound? For each, where there are several."""
@@ -109,11 +118,11 @@ class Budget:
 
     def said(self, value: float) -> str:
         """A value of the figure with its unit, in three digits."""
-        return budget_text.said(self.figure, value)
+        return f"{value:.3g}{budget_text.TIMES}" if self.relative else budget_text.said(self.figure, value)
 
     def __str__(self) -> str:
         given = {name: value for name, value in self.conditions.items() if (name, value) != ("batch", 1)}
-        return budget_text.write(self.figure, self.at_least, self.limit, given)
+        return budget_text.write(self.figure, self.at_least, self.limit, given, self.relative)
 
 
 def budgets_of(given: Any) -> tuple[Budget, ...]:
@@ -131,7 +140,7 @@ def budgets_of(given: Any) -> tuple[Budget, ...]:
 def _refuse_contradictions(budgets: Sequence[Budget]) -> None:
     for i, one in enumerate(budgets):
         for other in budgets[:i]:
-            if (one.figure, one.conditions) != (other.figure, other.conditions):
+            if (one.figure, one.relative, one.conditions) != (other.figure, other.relative, other.conditions):
                 continue
             if one.at_least == other.at_least:
                 raise CompressError(f"the budget has {other} and {one}: keep one of them")

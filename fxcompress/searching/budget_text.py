@@ -25,6 +25,8 @@ _WRITTEN: dict[str, Mapping[str, Any]] = {  # by figure, the smallest unit first
 }
 UNITS = _WRITTEN | {"weights": _BYTES | _BINARY, "bytes": _BYTES | _BINARY, "throughput": {"": 1} | _PER_SECOND}
 
+TIMES = "x"  # what the original has
+
 _NUMBER = r"\d{1,18}(?:\.\d{1,30})?(?:[eE][+-]?\d{1,2})?"
 _BUDGET = re.compile(rf"\s*(\w+)\s*(<=|>=)\s*({_NUMBER})\s*([A-Za-z/]*)(?:\s*\bat\b(.*))?\s*")
 _CONDITION = re.compile(r"\s*(\w+)\s*=\s*([\w.]+)\s*")
@@ -67,10 +69,10 @@ def read_conditions(figure: str, text: str, known: Collection[str], bits: Collec
     return out
 
 
-def write(figure: str, at_least: bool, limit: float, conditions: Mapping[str, Any]) -> str:
+def write(figure: str, at_least: bool, limit: float, conditions: Mapping[str, Any], relative: bool = False) -> str:
     """The inverse of reading, number for number."""
     exact = Decimal(repr(float(limit)))
-    unit, factor = _unit(figure, exact)
+    unit, factor = (TIMES, 1) if relative else _unit(figure, exact)
     number = f"{(exact / factor).normalize():f}"
     load = ", ".join(f"{name}={str(value).removesuffix('.0')}" for name, value in conditions.items())
     space = " " if "/" in unit else ""

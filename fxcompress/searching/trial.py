@@ -134,7 +134,7 @@ class Bench:
             except NotExpressible as refusal:
                 return str(refusal)
             seconds, reference = compare(mine, original, self.program.device)
-            figures[str(budget)], ratios[str(budget)] = budget.of_seconds(seconds), seconds / reference
+            figures[str(budget)], ratios[str(budget)] = budget.of_seconds(seconds, reference), seconds / reference
             if not budget.allows(figures[str(budget)]):
                 broken.append(f"{budget.said(figures[str(budget)])} for {budget}")
         return "; ".join(broken)

@@ -42,7 +42,8 @@ def budgets(draw: st.DrawFn) -> Budget:
     counts = {n: draw(st.integers(1, 10**6)) for n in ("batch", "context", "prompt", "new") if n in known}
     bits = {n: draw(st.sampled_from([None, 4.0, 4.5, 16.0])) for n in vars(Precision()) if n in known}
     limit = draw(st.floats(1e-3, 1e15))
-    return Budget(figure, limit, draw(st.booleans()), precision=Precision(**bits), **counts)
+    relative = figure in ("latency", "throughput") and draw(st.booleans())
+    return Budget(figure, limit, draw(st.booleans()), precision=Precision(**bits), relative=relative, **counts)
 
 
 @given(budgets())
@@ -66,14 +67,26 @@ def test_many_footprints_are_judged_at_once():
 
 def test_a_lower_bound_is_kept_from_above():
     budget = Budget.parse("throughput>=100 at prompt=8, new=5, batch=2")
-    assert budget.of_seconds(0.1) == 100
+    assert budget.of_seconds(0.1, 0.2) == 100
     assert budget.allows(100)
     assert not budget.allows(99)
     assert budget.excess(50) == 0.5
 
 
 def test_latency_is_in_seconds_whatever_the_batch():
-    assert Budget.parse("latency<=1s at prompt=8, new=5, batch=2").of_seconds(0.1) == 0.1
+    assert Budget.parse("latency<=1s at prompt=8, new=5, batch=2").of_seconds(0.1, 0.2) == 0.1
+
+
+def test_a_multiple_is_of_what_the_original_has_and_not_of_seconds():
+    latency = Budget.parse("latency<=0.8x at prompt=8, new=5, batch=2")
+    throughput = Budget.parse("throughput>=1.25x at prompt=8, new=5")
+    assert str(latency) == "latency<=0.8x at batch=2, prompt=8, new=5"
+    assert Budget.parse(str(throughput)) == throughput
+    for machine in (1, 7):  # a busy one slows both
+        assert latency.allows(latency.of_seconds(0.7 * machine, 1.0 * machine))
+        assert not latency.allows(latency.of_seconds(0.9 * machine, 1.0 * machine))
+        assert throughput.allows(throughput.of_seconds(0.7 * machine, 1.0 * machine))
+    assert latency.said(0.8125) == "0.812x"
 
 
 @pytest.mark.parametrize(
@@ -89,6 +102,7 @@ def test_latency_is_in_seconds_whatever_the_batch():
         ("parameters<=0", "not a positive number"),
         ("flops<=3", "there is no budget in 'flops'; there are parameters"),
         ("parameters<=3GB", "unknown unit"),
+        ("parameters<=0.5x", "unknown unit"),
         ("weights<=3", "has no unit; B, KB"),
         ("weights<=3B at batch=3", "weights has no condition 'batch'; it depends on weights"),
         ("parameters<=3B at batch=3", "it depends on none"),
