@@ -42,7 +42,8 @@ class Source:
 class Projection:
     """A parameter that is matrices. ``calls``: those that use it; ``sources``: of each matrix, one for each call.
 
-    dim: that of the parameter which is contracted, -1 or -2. dense: why it is left alone unless it is named.
+    dim: that of the parameter which is contracted, -1 or -2; columns: its size. dense: why it is left alone unless it
+    is named.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Projection:
     calls: tuple[fx.Node, ...]
     sources: tuple[tuple[Source, ...], ...]
     dense: str = ""
+    columns: int = 0
 
     def matrices(self, value: Tensor) -> Tensor:
         """A parameter's value as (matrices, outputs, columns), a view of it."""
@@ -72,8 +74,9 @@ def projections(program: Program) -> list[Projection]:
             tuple(user for user, _, _ in multiplied),
             tuple(zip(*(s for _, _, s in multiplied), strict=True)),
         )
-        dense = _why_dense(axes, head, users, calls, name, multiplied[0][1])
-        found.append(Projection(name, multiplied[0][1], calls, sources, dense))
+        dim = multiplied[0][1]
+        dense = _why_dense(axes, head, users, calls, name, dim)
+        found.append(Projection(name, dim, calls, sources, dense, parameters[name].shape[dim]))
     return found
 
 

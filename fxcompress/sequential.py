@@ -3,16 +3,17 @@
     block 1    all batches ──▶ Gram matrices ──▶ pruned weights ──▶ all batches again, through the pruned block
     block 2    what came out of it ──▶ ...
 
-Of one block the Gram matrices are in memory, of every batch what is alive between two blocks (``segments.Kept``). The
-matrices of a block are pruned by the inputs that they have while it is dense, as in SparseGPT (arXiv 2301.00774). A
-weight that several blocks use is pruned with the last of them, by its inputs in all.
+Of one block the Gram matrices are in memory, of every batch what is alive between two blocks (``segments.Kept``); where
+a block has too many for that, as with many experts, the batches run through it several times. The matrices of a block
+are pruned by the inputs that they have while it is dense, as in SparseGPT (arXiv 2301.00774). A weight that several
+blocks use is pruned with the last of them, by its inputs in all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -29,6 +30,7 @@ from fxcompress.streamed import Run
 from fxcompress.weights.gram import Gram
 
 Inputs: TypeAlias = "tuple[Source, ...]"  # of one matrix, in all calls that use it
+GRAM_BYTES = 2 << 30  # of the matrices that are added up at a time
 Calls: TypeAlias = "Mapping[fx.Node, Mapping[Source, Collection[Inputs]]]"  # what is seen there, and for what
 
 
@@ -44,6 +46,32 @@ class Block:
     seen: Calls
     ahead: Calls
 
+    def portions(self, most_bytes: int) -> list[set[Inputs]]:
+        """The inputs that are seen, such that Gram matrices of each portion take so many bytes, or are one."""
+        found: list[set[Inputs]] = [set()]
+        used = 0
+        sizes = {inputs: 4 * p.columns**2 for p in self.due for inputs in p.sources}
+        for inputs, size in sizes.items():
+            if found[-1] and used + size > most_bytes:
+                found.append(set())
+                used = 0
+            found[-1].add(inputs)
+            used += size
+        return found
+
+
+class Pruner(Protocol):
+    """Makes new weights of Gram matrices."""
+
+    def has(self, number: int) -> bool:
+        """Does the program have the block's new weights already?"""
+
+    def solve(self, due: Sequence[Projection], grams: Mapping[Inputs, Gram]) -> None:
+        """Prune the matrices that read these inputs."""
+
+    def finish(self, number: int, due: Sequence[Projection]) -> None:
+        """Give the program the new weights of the block."""
+
 
 class Sequential(Run):
     """Runs batches through a program whose weights are replaced on the way."""
@@ -58,22 +86,19 @@ class Sequential(Run):
         self._mask: Tensor | None = None
 
     @torch.no_grad()
-    def sweep(
-        self, batches: Sequence[Batch], prune: Callable[[int, Block], None], done: Callable[[int], bool], advance: Any
-    ) -> None:
-        """Run all batches through block after block.
-
-        prune: is called with the number of a block and has to give the program its new weights, by ``grams``. done: has
-        it them already? advance: is called after each block.
-        """
+    def sweep(self, batches: Sequence[Batch], pruner: Pruner, advance: Callable[[], None]) -> None:
+        """Run all batches through block after block. ``advance`` is called after each."""
         with Kept() as kept:
             for i, batch in enumerate(batches):
                 kept.put(i, dict(zip(self.program.inputs, self.program.bind(**batch), strict=True)))
             for number, block in enumerate(self.blocks):
-                if block.due and not done(number):
-                    self._run_all(block.piece, block.seen, batches, kept.look)
-                    prune(number, block)
-                self.grams = {inputs: gram for inputs, gram in self.grams.items() if inputs not in _of(block.seen)}
+                if block.due and not pruner.has(number):
+                    for portion in block.portions(GRAM_BYTES):
+                        self._run_all(block.piece, _only(block.seen, portion), batches, kept.look)
+                        pruner.solve(
+                            block.due, {inputs: self.grams.pop(inputs) for inputs in portion & self.grams.keys()}
+                        )
+                    pruner.finish(number, block.due)
                 if block is not self.blocks[-1]:
                     self._run_all(block.piece, block.ahead, batches, kept.take, kept.put)
                 advance()
@@ -134,5 +159,12 @@ def _calls(chosen: Sequence[Projection], inside: Collection[fx.Node]) -> Calls:
     return found
 
 
-def _of(calls: Calls) -> Iterator[Inputs]:
-    return (inputs for wanted in calls.values() for several in wanted.values() for inputs in several)
+def _only(calls: Calls, portion: set[Inputs]) -> Calls:
+    """The calls with the inputs of a portion alone."""
+    found: dict[fx.Node, dict[Source, list[Inputs]]] = {}
+    for call, wanted in calls.items():
+        for source, several in wanted.items():
+            mine = [inputs for inputs in several if inputs in portion]
+            if mine:
+                found.setdefault(call, {})[source] = mine
+    return found

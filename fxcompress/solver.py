@@ -15,7 +15,7 @@ from fxcompress.program import Program
 from fxcompress.progress import Progress
 from fxcompress.projections import Projection
 from fxcompress.record import Row
-from fxcompress.sequential import Sequential
+from fxcompress.sequential import Inputs, Sequential
 from fxcompress.shelf import Shelf
 from fxcompress.weights import scores
 from fxcompress.weights.compensation import none
@@ -35,92 +35,98 @@ class Solver:
     program: Program
     sparse: Mapping[str, str]
     shelf: Shelf
+    rows: dict[str, Row] = field(default_factory=dict)
+    observes: bool = False
+    _begun: dict[str, _Begun] = field(default_factory=dict)  # the parameters of the block that is in work
 
-    def by_weights_alone(self, chosen: Sequence[Projection], progress: Progress) -> dict[str, Row]:
+    def by_weights_alone(self, chosen: Sequence[Projection], progress: Progress) -> None:
         """The smallest weights go; no inputs are needed, and no loss is known."""
-        rows: dict[str, Row] = {}
         with progress("weights", len(chosen)) as advance:
             for part, p in enumerate(chosen):
-                rows |= self._taken(part) if self.shelf.holds(part) else self._put(part, [p], {})
+                if not self.has(part):
+                    self.finish(part, [p])
                 advance()
-        return rows
 
-    def by_inputs(self, chosen: Sequence[Projection], batches: Sequence[Batch], progress: Progress) -> dict[str, Row]:
+    def by_inputs(self, chosen: Sequence[Projection], batches: Sequence[Batch], progress: Progress) -> None:
         """By the inputs that each matrix has behind the pruned blocks before it."""
         if self.program.origin.config is not None:
             require_fitting(batches, self.program.origin.config)
         on = self.program.device
         batches = [{name: value.to(on) for name, value in batch.items()} for batch in batches]
-        walk, rows = Sequential(self.program, chosen), dict[str, Row]()
-
-        def done(number: int) -> bool:
-            if self.shelf.holds(number):
-                rows.update(self._taken(number))
-            return self.shelf.holds(number)
-
+        walk, self.observes = Sequential(self.program, chosen), True
         with progress("weights, block after block", len(walk.blocks)) as advance:
-            walk.sweep(batches, lambda n, block: rows.update(self._put(n, block.due, walk.grams)), done, advance)
-        return rows
+            walk.sweep(batches, self, advance)
 
-    def _taken(self, part: int) -> dict[str, Row]:
-        return {row["key"]: Row(**row) for row in self.shelf.take(part, self.program)}
+    def has(self, number: int) -> bool:
+        """Take over what an earlier run has finished."""
+        if not self.shelf.holds(number):
+            return False
+        self.rows |= {row["key"]: Row(**row) for row in self.shelf.take(number, self.program)}
+        return True
 
-    def _put(self, part: int, due: Sequence[Projection], grams: Mapping[Any, Gram]) -> dict[str, Row]:
-        values, rows = {}, {}
+    def solve(self, due: Sequence[Projection], grams: Mapping[Inputs, Gram]) -> None:
         for p in due:
-            values[p.name], rows[p.name] = self._pruned(p, grams)
-        self.shelf.put(part, self.program, values, [asdict(row) for row in rows.values()])
-        return rows
+            for i, inputs in enumerate(p.sources):
+                if inputs in grams and not bool(grams[inputs].dead.all()):
+                    self._solve(p, i, grams[inputs])
 
-    def _pruned(self, p: Projection, grams: Mapping[Any, Gram]) -> tuple[Tensor, Row]:
-        """A parameter's new value, and what became of it."""
-        value, pattern = self.program.read(p.name).clone(), parse(self.sparse[p.name])
-        told = _Told(p.name, value.shape[p.dim])
-        for matrix, sources in zip(p.matrices(value), p.sources, strict=True):
-            gram = grams.get(sources)
-            if gram is None or bool(gram.dead.all()):
-                matrix.copy_(none(matrix, pattern.mask(scores.magnitude(matrix), matrix == 0)))
-                told.unseen += bool(grams)
-                continue
-            try:
-                found = self.method(matrix, gram, pattern, **self.options)
-            except CompressError as error:
-                raise CompressError(f"{p.name}: {error}") from error
-            matrix.copy_(found.weight)
-            told.take(found, gram, self.options.get("damping", DAMPING))
-        lines = value.numel() // value.shape[p.dim]
-        zeros, asked = int((value == 0).sum()), pattern.sparsity * value.numel()
-        return value, Row(p.name, "projection", value.numel(), asked, zeros, lines, told.why, told.loss)
+    def _solve(self, p: Projection, i: int, gram: Gram) -> None:
+        begun = self._of(p)
+        matrix = p.matrices(begun.value)[i]
+        try:
+            found = self.method(matrix, gram, parse(self.sparse[p.name]), **self.options)
+        except CompressError as error:
+            raise CompressError(f"{p.name}: {error}") from error
+        matrix.copy_(found.weight)
+        begun.take(i, found, gram, self.options.get("damping", DAMPING))
+
+    def finish(self, number: int, due: Sequence[Projection]) -> None:
+        """Matrices that nothing has reached go by magnitude."""
+        pattern = {p.name: parse(self.sparse[p.name]) for p in due}
+        for p in due:
+            begun = self._of(p)
+            for i, matrix in enumerate(p.matrices(begun.value)):
+                if i not in begun.losses:
+                    matrix.copy_(none(matrix, pattern[p.name].mask(scores.magnitude(matrix), matrix == 0)))
+        rows = {p.name: self._of(p).row(p, pattern[p.name].sparsity, self.observes) for p in due}
+        values = {p.name: self._of(p).value for p in due}
+        self.shelf.put(number, self.program, values, [asdict(row) for row in rows.values()])
+        self.rows |= rows
+        self._begun = {}
+
+    def _of(self, p: Projection) -> _Begun:
+        if p.name not in self._begun:
+            self._begun[p.name] = _Begun(self.program.read(p.name).clone())
+        return self._begun[p.name]
 
 
 @dataclass
-class _Told:
-    """What a user should know of a parameter's matrices."""
+class _Begun:
+    """A parameter on its way to its new value, and what a user should know of its matrices."""
 
-    name: str
-    columns: int
-    losses: list[float] = field(default_factory=list)
-    unseen: int = 0  # matrices that no token reached
+    value: Tensor
+    losses: dict[int, float] = field(default_factory=dict)  # by matrix
     fewest: float = math.inf  # tokens
     damping: float = 0.0  # more than was asked for
 
-    def take(self, found: Pruned, gram: Gram, damping: float) -> None:
-        self.losses.append(found.loss)
+    def take(self, i: int, found: Pruned, gram: Gram, damping: float) -> None:
+        self.losses[i] = found.loss
         self.fewest = min(self.fewest, gram.count)
         if found.damping is not None and found.damping > damping:
             self.damping = max(self.damping, found.damping)
 
-    @property
-    def loss(self) -> float | None:
-        return sum(self.losses) / len(self.losses) if self.losses else None
+    def row(self, p: Projection, sparsity: float, observed: bool) -> Row:
+        weights, zeros = self.value.numel(), int((self.value == 0).sum())
+        loss = sum(self.losses.values()) / len(self.losses) if self.losses else None
+        why = self._why(p, len(p.sources) - len(self.losses) if observed else 0)
+        return Row(p.name, "projection", weights, sparsity * weights, zeros, weights // p.columns, why, loss)
 
-    @property
-    def why(self) -> str:
+    def _why(self, p: Projection, unseen: int) -> str:
         said = []
-        if self.unseen:
-            said.append(f"no calibration token reached {self.unseen} of its matrices, which went by magnitude")
-        if self.fewest < self.columns:
-            said.append(f"seen by {self.fewest:,.0f} tokens, fewer than its {self.columns:,} columns")
+        if unseen:
+            said.append(f"no calibration token reached {unseen} of its matrices, which went by magnitude")
+        if self.fewest < p.columns:
+            said.append(f"seen by {self.fewest:,.0f} tokens, fewer than its {p.columns:,} columns")
         if self.damping:
             said.append(f"its inputs depend on each other: damped by {self.damping:g}")
         return "; ".join(said)

@@ -163,12 +163,12 @@ class PruneWeights(WeightPass):
         solver = Solver(METHODS[self.method], options, program, step.sparse, shelf)
         chosen = [p for p in projections(program) if p.name in step.sparse]
         if self.method == "magnitude":
-            found = solver.by_weights_alone(chosen, progress)
+            solver.by_weights_alone(chosen, progress)
         elif batches is None:
             raise CompressError(f"{self.name}: method={self.method!r} takes calibration=, batches of token ids")
         else:
-            found = solver.by_inputs(chosen, batches, progress)
-        return [found.get(row.key, row) for row in self._rows(program, step.sparse)]
+            solver.by_inputs(chosen, batches, progress)
+        return [solver.rows.get(row.key, row) for row in self._rows(program, step.sparse)]
 
 
 def _matches(p: Projection, globs: Iterable[str]) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fxcompress
-from fxcompress import CompressError, verify
+from fxcompress import CompressError, sequential, verify
 from fxcompress.passes import PruneFFN, PruneWeights, RemoveLayers
 from fxcompress.plan import Step
 from fxcompress.projections import projections
@@ -163,6 +163,24 @@ def test_an_expert_is_pruned_by_the_tokens_that_are_routed_to_it():
         assert torch.equal(found.read("model.layers.0.mlp.experts.gate_up_proj")[e], wanted)
         others = METHODS["wanda"](weight, Gram.of(x), Unstructured(0.5)).weight
         assert not torch.equal(others, wanted)
+
+
+def test_experts_in_portions_are_those_of_one_go(monkeypatch):
+    whole = matrices(half("mixtral", "wanda"))
+    monkeypatch.setattr(sequential, "GRAM_BYTES", 4 * 48**2)  # for one matrix at a time
+    for name, value in matrices(pruned("mixtral", sparsity=0.5, method="wanda")).items():
+        assert torch.equal(value, whole[name])
+
+
+def test_a_portion_has_no_more_than_fits_and_all_of_them_everything():
+    program = models.captured("mixtral", torch.float32)
+    walk = sequential.Sequential(program, [p for p in projections(program) if not p.dense])
+    for block in (block for block in walk.blocks if block.due):
+        size = {inputs: 4 * p.columns**2 for p in block.due for inputs in p.sources}
+        for most in (1, 4 * 48**2 * 3, 1 << 30):
+            portions = block.portions(most)
+            assert sum(map(len, portions)) == len(size) == len(set().union(*portions))
+            assert all(len(portion) == 1 or sum(map(size.get, portion)) <= most for portion in portions)
 
 
 def test_an_expert_that_no_token_reaches_goes_by_magnitude_and_the_report_says_so():
