@@ -47,10 +47,14 @@ SCORES = (
     "taylor",
 )
 AXES: dict[str, tuple[type[Pass], tuple[dict[str, Any], ...], tuple[str, ...]]] = {
-    "FFN neurons": (PruneFFN, ({"ratio": 0.1}, {"ratio": 0.2}, {"ratio": 0.3}), ("activation(at=output)",)),
+    "FFN neurons": (
+        PruneFFN,
+        ({"ratio": 0.1}, {"ratio": 0.2}, {"ratio": 0.3}),
+        ("activation(sequence=mean, at=output)",),
+    ),
     # its class takes widths that divide by its nine heads
     "width": (PruneEmbedding, tuple({"ratio": ratio, "round_to": 9} for ratio in (0.1, 0.2, 0.3)), ()),
-    "query heads": (PruneAttentionHeads, ({"size": 6}, {"size": 3}), ("activation(join=token)",)),
+    "query heads": (PruneAttentionHeads, ({"size": 6}, {"size": 3}), ("activation(sequence=mean, join=token)",)),
 }
 LAYERS = ("cosine", "loss", "kl", "hidden")
 

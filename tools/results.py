@@ -113,7 +113,8 @@ def importance() -> str:
         (k, v["watched"], f"{v['seconds']:.0f} s", f"{v['peak'] / 1e9:.1f} GB") for k, v in told["calibration"].items()
     ]
     parts.append(
-        "Calibration, on two CPU cores, the model in float32:\n\n" + table(("statistics", "of", "time", "peak"), rows)
+        "Calibration on 8,192 tokens, one thread, the model in float32; *peak* is that of the process so far:\n\n"
+        + table(("statistics", "of", "time", "peak"), rows)
     )
     return "\n\n".join(parts)
 
