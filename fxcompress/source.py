@@ -69,9 +69,12 @@ class Source:
     def on_meta(self) -> Opened:
         """Graph and sizes, without values."""
         with self.progress(f"capture of {self.path.name}"):
-            if self.checkpoint is not None:
-                return Opened(capture(self.checkpoint.on_meta(), self.example))
-            return Opened(*replay_on_meta(self.folder))
+            if self.checkpoint is None:
+                return Opened(*replay_on_meta(self.folder))
+            program = capture(self.checkpoint.on_meta(), self.example)
+            if self.is_result:  # its config says sizes, and no patterns of zeros
+                program.sparse = dict(read_manifest(self.folder).get("sparse", {}))
+            return Opened(program)
 
     def opened(self, random: bool = False) -> Opened:
         """The model with its values, which stay in the files until they are used; or with random ones in memory."""

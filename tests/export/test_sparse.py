@@ -21,7 +21,10 @@ from fxcompress.files import sha256
 from fxcompress.journal import folder_of
 from fxcompress.packed import pack, unpack
 from fxcompress.passes import PruneFFN, PruneSSMHeads, PruneWeights, RemoveLayers
+from fxcompress.recipe import Recipe
+from fxcompress.run import Request, plan
 from fxcompress.shelf import Shelf
+from fxcompress.source import open_source
 from tests import models
 
 BATCHES = [{"input_ids": models.ids(4, 60)}]
@@ -73,6 +76,14 @@ def test_zeros_that_were_filled_are_refused(tmp_path):
     with pytest.raises(CompressError, match=rf"{name} was pruned to 0.5, and 24 weights that have to be zero are not"):
         small.save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_of_a_pruned_checkpoint_refuses_what_the_run_would_refuse(tmp_path):
+    """Stock transformers loads it, so that it is planned by its config, which says nothing of zeros."""
+    source = open_source(half().save_pretrained(tmp_path / "out"))
+    assert source.on_meta().program.sparse == source.opened().program.sparse == half().program.sparse
+    with pytest.raises(CompressError, match=r"PruneFFN would cut .*, whose weights were pruned to 0.5"):
+        plan(Request(source, Recipe((PruneFFN(ratio=0.5),)), sizes_only=True))
 
 
 # Packed files
