@@ -132,10 +132,12 @@ def _why_dense(
 
 
 def _head(program: Program) -> fx.Node | None:
-    """The projection that gives the first output: nothing but ops of one value come after it."""
+    """The projection that gives the first output: nothing but ops of one value, and of sizes, come after it."""
     node = next(n for n in program.graph.nodes if n.op == "output").args[0][0]
     while isinstance(node, fx.Node) and node.target not in PROJECTIONS:
-        before = [n for n in node.all_input_nodes if n.op == "call_function"]
+        before = [
+            n for n in node.all_input_nodes if n.op == "call_function" and isinstance(n.meta.get("val"), torch.Tensor)
+        ]
         node = before[0] if len(before) == 1 else None
     return node
 

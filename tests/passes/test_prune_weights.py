@@ -256,6 +256,25 @@ def test_a_plain_module_is_pruned_as_one_block():
     assert set(small.program.sparse) == {"blocks.0.gate.weight", "blocks.1.gate.weight"}  # the classifier is the head
 
 
+class Folded(nn.Module):
+    """Its last projection gives what is then given another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(12, 20), nn.Linear(20, 12), nn.Linear(12, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x + self.down(torch.relu(self.up(x))))
+        return y.view(y.shape[0], y.shape[1], 4, 6)
+
+
+def test_the_head_is_found_behind_a_view():
+    x = torch.randn(5, 7, 12)
+    passes = [PruneWeights(sparsity=0.5)]
+    small = fxcompress.apply(Folded().eval(), passes, calibration=[{"x": x}], example_inputs=(x,))
+    assert set(small.program.sparse) == {"up.weight", "down.weight"}
+
+
 # Refusals
 
 
