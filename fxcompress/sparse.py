@@ -19,6 +19,7 @@ from fxcompress.weights.pattern import NM, parse
 def missing_zeros(value: Tensor, text: str) -> int:
     """How many weights of matrices (matrices, outputs, columns) would have to be zero besides, by their pattern."""
     pattern, zero = parse(text), value == 0
+    pattern.check(zero.shape[-1])
     if isinstance(pattern, NM):
         here = zero.reshape(*zero.shape[:-1], -1, pattern.of).sum(-1)
         return int((pattern.of - pattern.keep - here).clamp(min=0).sum())
@@ -27,11 +28,17 @@ def missing_zeros(value: Tensor, text: str) -> int:
 
 
 def broken(program: Program, patterns: Mapping[str, str]) -> dict[str, int]:
-    """The parameters with weights that have to be zero by their patterns and are not, and how many those are."""
+    """The parameters with weights that have to be zero by their patterns and are not, and how many those are.
+
+    Raises CompressError, naming the parameter, for a pattern that it cannot have.
+    """
     found: dict[str, int] = {}
     for p in projections(program) if patterns else []:
         if p.name in patterns:
-            missing = missing_zeros(p.matrices(program.read(p.name)), patterns[p.name])
+            try:
+                missing = missing_zeros(p.matrices(program.read(p.name)), patterns[p.name])
+            except CompressError as error:  # patterns may come from a file
+                raise CompressError(f"{p.name}: {error}") from error
             found |= {p.name: missing} if missing else {}
     return found
 

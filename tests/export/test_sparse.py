@@ -78,6 +78,15 @@ def test_zeros_that_were_filled_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("text", "said"), [("7:9", "7:9 needs groups of 9 weights"), ("half", "'half' is no pattern")])
+def test_a_pattern_that_a_matrix_cannot_have_is_refused_by_its_name(text, said, tmp_path):
+    small = fxcompress.apply(half(), [])
+    name = "model.layers.0.mlp.up_proj.weight"
+    small.program.sparse[name] = text
+    with pytest.raises(CompressError, match=f"{name}: {said}"):
+        small.save_pretrained(tmp_path / "out")
+
+
 def test_a_plan_of_a_pruned_checkpoint_refuses_what_the_run_would_refuse(tmp_path):
     """Stock transformers loads it, so that it is planned by its config, which says nothing of zeros."""
     source = open_source(half().save_pretrained(tmp_path / "out"))
