@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fxcompress.batches import Batch, require_fitting
+from fxcompress.bounded import one_line
 from fxcompress.errors import CompressError
 from fxcompress.program import Program
 from fxcompress.progress import Progress
@@ -55,7 +56,10 @@ class Solver:
         batches = [{name: value.to(on) for name, value in batch.items()} for batch in batches]
         walk, self.observes = Sequential(self.program, chosen), True
         with progress("weights, block after block", len(walk.blocks)) as advance:
-            walk.sweep(batches, self, advance)
+            try:
+                walk.sweep(batches, self, advance)
+            except TypeError as error:  # inputs of other names
+                raise CompressError(f"the calibration does not fit the model: {one_line(error)}") from error
 
     def has(self, number: int) -> bool:
         """Take over what an earlier run has finished."""
