@@ -25,7 +25,9 @@ from fxcompress.record import Row
 from fxcompress.shelf import Shelf
 from fxcompress.solver import Solver
 from fxcompress.statistics import Statistics, Watch
+from fxcompress.weights.groups import require_few_sets
 from fxcompress.weights.methods import METHODS
+from fxcompress.weights.owl import require_room
 from fxcompress.weights.pattern import NM, Pattern, Unstructured, parse
 
 Method = Literal["mrp", "sparsegpt", "wanda", "alps", "magnitude"]
@@ -74,6 +76,8 @@ class PruneWeights(WeightPass):
             raise CompressError(
                 f"allocation='owl' gives each layer a sparsity of its own, {self.pattern} is one for all"
             )
+        if self.allocation == "owl":
+            require_room(self.asked.sparsity)
 
     def _check_method(self) -> None:
         if self.method not in get_args(Method):
@@ -86,6 +90,8 @@ class PruneWeights(WeightPass):
             raise CompressError(f"mask={self.mask!r}, compensation={self.compensation!r}: rules are 'S' and 'M'")
         if self.mask == "M" and self.pattern is None:
             raise CompressError("mask='M' tries the sets of each group of an N:M pattern: with sparsity= it is 'S'")
+        if isinstance(self.asked, NM) and self.method == "mrp" and self.mask != "S":
+            require_few_sets(self.asked)
         if self.damping is not None and self.method not in _DAMPED:
             raise CompressError(f"damping= is of no use to method={self.method!r}, which inverts nothing")
         if self.damping is not None and not 0 <= self.damping < 1:

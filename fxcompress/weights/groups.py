@@ -70,8 +70,12 @@ def _whiten(blocks: Tensor, sets: Tensor) -> Tensor:
 
 def _removed_sets(pattern: NM) -> Tensor:
     """All sets of M − N of M columns, (s, r), in lexicographic order."""
-    r = pattern.of - pattern.keep
-    count = math.comb(pattern.of, r)
+    require_few_sets(pattern)
+    return torch.tensor(list(itertools.combinations(range(pattern.of), pattern.of - pattern.keep)))
+
+
+def require_few_sets(pattern: NM) -> None:
+    """Raise CompressError for a pattern of too many sets to try."""
+    count = math.comb(pattern.of, pattern.keep)
     if count > _MOST_SETS:
-        raise CompressError(f"{pattern} has {count:,} sets a group, too many to try: take the single mask")
-    return torch.tensor(list(itertools.combinations(range(pattern.of), r)))
+        raise CompressError(f"{pattern} has {count:,} sets a group, too many to try: take the single mask, mask='S'")

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fxcompress.errors import CompressError
 
+WIDTH = 0.08  # λ, as its authors set it
+
 
 def outlier_ratio(scores: Sequence[Tensor], threshold: float = 5.0) -> float:
     """The part of a layer's scores above ``threshold`` times their mean (M of the paper, which takes 5 or 7).
@@ -23,7 +25,14 @@ def outlier_ratio(scores: Sequence[Tensor], threshold: float = 5.0) -> float:
     return sum(int((one > threshold * mean).sum()) for one in scores) / count
 
 
-def allocate(outliers: Sequence[float], sizes: Sequence[int], sparsity: float, width: float = 0.08) -> list[float]:
+def require_room(sparsity: float, width: float = WIDTH) -> None:
+    """Raise CompressError where sparsity ± width is not inside (0, 1)."""
+    low, high = sparsity - width, sparsity + width
+    if width < 0 or not 0 < low <= high < 1:
+        raise CompressError(f"sparsity={sparsity} ± width={width} reaches from {low:g} to {high:g}, outside (0, 1)")
+
+
+def allocate(outliers: Sequence[float], sizes: Sequence[int], sparsity: float, width: float = WIDTH) -> list[float]:
     """The sparsity of every layer, within ``width`` (λ of the paper) of ``sparsity``, which is their mean over weights.
 
     outliers: of every layer. sizes: how many weights each has. Raises CompressError where sparsity ± width is not
@@ -33,9 +42,8 @@ def allocate(outliers: Sequence[float], sizes: Sequence[int], sparsity: float, w
         raise CompressError(
             f"outliers of {len(outliers)} layers and sizes of {len(sizes)}: one of each a layer is needed"
         )
+    require_room(sparsity, width)
     low, high = sparsity - width, sparsity + width
-    if width < 0 or not 0 < low <= high < 1:
-        raise CompressError(f"sparsity={sparsity} ± width={width} reaches from {low:g} to {high:g}, outside (0, 1)")
     least, spread = min(outliers), max(outliers) - min(outliers)
     if not spread or low == high:
         return [sparsity] * len(sizes)

@@ -293,6 +293,8 @@ def test_the_head_is_found_behind_a_view():
         ({"sparsity": 0.5, "damping": 0.1, "method": "wanda"}, "inverts nothing"),
         ({"sparsity": 0.5, "damping": -1.0}, "outside"),
         ({"pattern": "2:4", "allocation": "owl"}, "2:4 is one for all"),
+        ({"sparsity": 0.95, "allocation": "owl"}, "outside"),
+        ({"pattern": "16:32"}, "601,080,390 sets a group, too many to try: .* mask='S'"),
         ({"sparsity": 0.5, "allocation": "erk"}, "there are uniform and owl"),
     ],
 )
@@ -321,6 +323,15 @@ def test_calibration_is_asked_for_unless_magnitude_does_without():
     with pytest.raises(CompressError, match="takes calibration=, batches of token ids"):
         fxcompress.apply(program, [PruneWeights(sparsity=0.5)])
     assert fxcompress.apply(program, [PruneWeights(sparsity=0.5, method="magnitude")]).program.sparse
+
+
+def test_batches_with_inputs_that_the_model_does_not_take_are_refused():
+    with pytest.raises(CompressError, match=r"does not fit the model: unexpected inputs .*labels"):
+        fxcompress.apply(
+            models.captured("llama", torch.float32),
+            [PruneWeights(sparsity=0.5)],
+            calibration=[{"input_ids": IDS, "labels": IDS}],
+        )
 
 
 def test_inputs_that_are_not_finite_are_named():
