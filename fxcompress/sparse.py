@@ -5,7 +5,6 @@ Which weights are zero is said by their values alone, so that a mask cannot diff
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -23,8 +22,7 @@ def missing_zeros(value: Tensor, text: str) -> int:
     if isinstance(pattern, NM):
         here = zero.reshape(*zero.shape[:-1], -1, pattern.of).sum(-1)
         return int((pattern.of - pattern.keep - here).clamp(min=0).sum())
-    least = math.floor(pattern.sparsity * zero.shape[-1]) * zero.shape[-2]  # by rows, or less exactly by the matrix
-    return int((least - zero.sum((-2, -1))).clamp(min=0).sum())
+    return int((round(pattern.sparsity * zero.shape[-1]) - zero.sum(-1)).clamp(min=0).sum())  # of every row
 
 
 def broken(program: Program, patterns: Mapping[str, str]) -> dict[str, int]:

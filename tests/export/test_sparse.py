@@ -25,6 +25,7 @@ from fxcompress.recipe import Recipe
 from fxcompress.run import Request, plan
 from fxcompress.shelf import Shelf
 from fxcompress.source import open_source
+from fxcompress.sparse import missing_zeros
 from tests import models
 
 BATCHES = [{"input_ids": models.ids(4, 60)}]
@@ -76,6 +77,18 @@ def test_zeros_that_were_filled_are_refused(tmp_path):
     with pytest.raises(CompressError, match=rf"{name} was pruned to 0.5, and 24 weights that have to be zero are not"):
         small.save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_every_row_is_held_to_its_zeros():
+    """Neither may one weight of an odd row come back, nor rows that are all zero stand for others."""
+    value = torch.ones(1, 4, 7)
+    value[:, :, :4] = 0
+    assert missing_zeros(value, "0.5") == 0
+    filled = value.clone()
+    filled[0, 1, 0] = 1.0
+    assert missing_zeros(filled, "0.5") == 1
+    value[0, :2], value[0, 2:] = 0, 1
+    assert missing_zeros(value, "0.5") == 8
 
 
 @pytest.mark.parametrize(("text", "said"), [("7:9", "7:9 needs groups of 9 weights"), ("half", "'half' is no pattern")])
