@@ -99,6 +99,9 @@ class Sequential(Run):
                             block.due, {inputs: self.grams.pop(inputs) for inputs in portion & self.grams.keys()}
                         )
                     pruner.finish(number, block.due)
+                for p in block.due:  # seen ahead, for a block that an earlier run has finished
+                    for inputs in p.sources:
+                        self.grams.pop(inputs, None)
                 if block is not self.blocks[-1]:
                     self._run_all(block.piece, block.ahead, batches, kept.take, kept.put)
                 advance()

@@ -275,6 +275,31 @@ def test_the_head_is_found_behind_a_view():
     assert set(small.program.sparse) == {"up.weight", "down.weight"}
 
 
+class Twice(nn.Module):
+    """Two blocks of one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.head = nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.shared(torch.tanh(self.shared(x)))))
+
+
+class Finished:
+    def has(self, number: int) -> bool:
+        return True
+
+
+def test_what_is_seen_ahead_for_a_finished_block_is_let_go():
+    x = torch.randn(5, 7, 12)
+    program = fxcompress.capture(Twice().eval(), (x,))
+    walk = sequential.Sequential(program, [p for p in projections(program) if not p.dense])
+    assert any(block.ahead for block in walk.blocks)
+    walk.sweep([{"x": x}], Finished(), lambda: None)
+    assert not walk.grams
+
+
 # Refusals
 
 
