@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fxcompress.errors import CompressError
 from fxcompress.program import Program
-from fxcompress.projections import EXPERTS, Projection
+from fxcompress.projections import EXPERTS, Projection, layer_of
 from fxcompress.statistics import Statistics, Watch
 from fxcompress.weights.owl import allocate, outlier_ratio
 
@@ -26,7 +26,7 @@ def owl(program: Program, chosen: Sequence[Projection], statistics: Statistics, 
     """The sparsity of each parameter: one for all matrices of a layer, of this mean over all weights together."""
     layers: dict[str, list[Projection]] = {}
     for p in chosen:
-        layers.setdefault(_layer(program, p.name), []).append(p)
+        layers.setdefault(layer_of(program, p.name), []).append(p)
     outliers = [outlier_ratio([_scores(program, p, statistics) for p in several]) for several in layers.values()]
     sizes = [sum(program.state[p.name].numel() for p in several) for several in layers.values()]
     found = allocate(outliers, sizes, sparsity)
@@ -43,9 +43,3 @@ def _scores(program: Program, p: Projection, statistics: Statistics) -> Tensor:
     sums = [statistics[_watch(p, i)] for i in range(len(p.calls))]
     squares, count = (torch.stack([s[key] for s in sums]).sum(0) for key in ("squares", "count"))
     return p.matrices(program.read(p.name))[0].abs().double() * (squares / count).sqrt().to(program.device)
-
-
-def _layer(program: Program, name: str) -> str:
-    """The innermost repeated module that a parameter lies in; its own name where there is none."""
-    paths = [path for items in program.layers().values() for path in items if name.startswith(path + ".")]
-    return max(paths, key=len, default=name)

@@ -80,6 +80,12 @@ def projections(program: Program) -> list[Projection]:
     return found
 
 
+def layer_of(program: Program, name: str) -> str:
+    """The innermost repeated module that a parameter lies in; its own name where there is none."""
+    paths = [path for items in program.layers().values() for path in items if name.startswith(path + ".")]
+    return max(paths, key=len, default=name)
+
+
 def inputs_at(
     call: fx.Node, wanted: Collection[Source], value: Callable[[fx.Node], Tensor], tokens: Tokens, mask: Tensor | None
 ) -> Iterator[tuple[Source, Tensor]]:

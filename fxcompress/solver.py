@@ -14,7 +14,7 @@ from fxcompress.bounded import one_line
 from fxcompress.errors import CompressError
 from fxcompress.program import Program
 from fxcompress.progress import Progress
-from fxcompress.projections import Projection
+from fxcompress.projections import Projection, layer_of
 from fxcompress.record import Row
 from fxcompress.sequential import Inputs, Sequential
 from fxcompress.shelf import Shelf
@@ -42,10 +42,13 @@ class Solver:
 
     def by_weights_alone(self, chosen: Sequence[Projection], progress: Progress) -> None:
         """The smallest weights go; no inputs are needed, and no loss is known."""
-        with progress("weights", len(chosen)) as advance:
-            for part, p in enumerate(chosen):
+        layers: dict[str, list[Projection]] = {}
+        for p in chosen:  # a file for each matrix would be more than a process may have open
+            layers.setdefault(layer_of(self.program, p.name), []).append(p)
+        with progress("weights", len(layers)) as advance:
+            for part, due in enumerate(layers.values()):
                 if not self.has(part):
-                    self.finish(part, [p])
+                    self.finish(part, due)
                 advance()
 
     def by_inputs(self, chosen: Sequence[Projection], batches: Sequence[Batch], progress: Progress) -> None:

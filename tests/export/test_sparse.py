@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,14 @@ def test_from_files_comes_what_comes_from_memory_and_again_after_a_stop(checkpoi
     whole, again = (weights(tmp_path / name) for name in ("whole", "stopped"))
     assert whole.keys() == again.keys()
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+def test_files_that_are_open_go_by_layers(checkpoint, tmp_path):
+    """A large model has more matrices than a process may have files open."""
+    before = len(os.listdir("/proc/self/fd"))
+    small = fxcompress.compress(checkpoint, tmp_path / "out", [PruneWeights(sparsity=0.5, method="magnitude")])
+    layers = sum(map(len, small.program.layers().values()))
+    assert len(os.listdir("/proc/self/fd")) - before <= layers + 2 < len(small.program.sparse)
 
 
 def test_the_command_line_packs(tmp_path, checkpoint):
