@@ -25,7 +25,7 @@ from fxcompress.export.config import NotExpressible
 from fxcompress.export.files import prepare_output
 from fxcompress.export.form import find_form
 from fxcompress.export.nearest import nearest
-from fxcompress.export.save import MAX_SHARD_SIZE, RESERVE, Result, versions
+from fxcompress.export.save import MAX_SHARD_SIZE, PACKED, RESERVE, Result, versions
 from fxcompress.export.shards import read_size
 from fxcompress.files import sha256
 from fxcompress.journal import Journal, journaled, key_of
@@ -129,8 +129,8 @@ def plan(request: Request, progress: Progress = silent) -> Planned:
         require_fitting(batches, original.program.origin.config)
     result = compress_opened(original, request.recipe.steps, verify=request.verify, progress=progress)
     with progress("config of the result"):
-        choice = choose(result.program, result.steps)
-        if choice.why:
+        choice = Choice("graph", None, PACKED) if request.packed else choose(result.program, result.steps)
+        if choice.why and not request.packed:
             choice = replace(choice, why=f"{choice.why}. {_nearest(request, original)}".removesuffix(". "))
     if choice.why and request.target == "transformers":
         raise NotExpressible(choice.why)

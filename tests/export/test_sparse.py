@@ -254,6 +254,10 @@ def test_files_that_are_open_go_by_layers(checkpoint, tmp_path):
 
 def test_the_command_line_packs(tmp_path, checkpoint):
     command = ["compress", str(checkpoint), "--packed", "-o"]
+    run = CliRunner().invoke(app, [*command, str(tmp_path / "a"), "--pass", MAGNITUDE, "--dry-run"])
+    assert "stock transformers would not load the result; it loads with fxcompress.load alone" in " ".join(
+        run.output.split()
+    )
     run = CliRunner().invoke(app, [*command, str(tmp_path / "a"), "--pass", MAGNITUDE])
     assert run.exit_code == 0, run.output
     assert fxcompress.load(tmp_path / "a").program.sparse
