@@ -113,6 +113,8 @@ class Pipeline:
         names = [f"pass {i} {p.name}" for i, p in enumerate(self.passes)]
         for p in self.passes:
             _require_order(p, program)
+            if p.reruns and batches is None and not program.is_meta:
+                raise CompressError(f"{p.name} runs the pruned model on text: pass calibration=, batches of token ids")
         ahead = [p for p, what in zip(self.passes, names, strict=True) if not self._is_done(what)]
         self._observe_once(ahead, program, batches)
         for p, what in zip(self.passes, names, strict=True):

@@ -43,7 +43,7 @@ class Projection:
     """A parameter that is matrices. ``calls``: those that use it; ``sources``: of each matrix, one for each call.
 
     dim: that of the parameter which is contracted, -1 or -2; columns: its size. dense: why it is left alone unless it
-    is named.
+    is named; without sources it cannot be pruned at all.
     """
 
     name: str
@@ -68,14 +68,13 @@ def projections(program: Program) -> list[Projection]:
         users = [user for node in program.graph.find_nodes(op="get_attr", target=name) for user in node.users]
         uses = [_use(axes, user, name) for user in users] if name in parameters else []
         multiplied = [(user, *use) for user, use in zip(users, uses, strict=False) if use is not None]
-        if not multiplied or len({dim for _, dim, _ in multiplied}) > 1:
+        if not multiplied:
             continue
-        calls, sources = (
-            tuple(user for user, _, _ in multiplied),
-            tuple(zip(*(s for _, _, s in multiplied), strict=True)),
-        )
-        dim = multiplied[0][1]
-        dense = _why_dense(axes, head, users, calls, name, dim)
+        calls, dims = tuple(user for user, _, _ in multiplied), {dim for _, dim, _ in multiplied}
+        dim, sources, dense = dims.pop(), tuple[tuple[Source, ...], ...](), "it is multiplied from both sides"
+        if not dims:
+            sources = tuple(zip(*(s for _, _, s in multiplied), strict=True))
+            dense = _why_dense(axes, head, users, calls, name, dim)
         found.append(Projection(name, dim, calls, sources, dense, parameters[name].shape[dim]))
     return found
 

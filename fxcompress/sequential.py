@@ -88,10 +88,11 @@ class Sequential(Run):
     @torch.no_grad()
     def sweep(self, batches: Sequence[Batch], pruner: Pruner, advance: Callable[[], None]) -> None:
         """Run all batches through block after block. ``advance`` is called after each."""
+        last = max(number for number, block in enumerate(self.blocks) if block.due)
         with Kept() as kept:
             for i, batch in enumerate(batches):
                 kept.put(i, dict(zip(self.program.inputs, self.program.bind(**batch), strict=True)))
-            for number, block in enumerate(self.blocks):
+            for number, block in enumerate(self.blocks[: last + 1]):
                 if block.due and not pruner.has(number):
                     for portion in block.portions(GRAM_BYTES):
                         self._run_all(block.piece, _only(block.seen, portion), batches, kept.look)
@@ -102,7 +103,7 @@ class Sequential(Run):
                 for p in block.due:  # seen ahead, for a block that an earlier run has finished
                     for inputs in p.sources:
                         self.grams.pop(inputs, None)
-                if block is not self.blocks[-1]:
+                if number < last:
                     self._run_all(block.piece, block.ahead, batches, kept.take, kept.put)
                 advance()
         self.hold(())
@@ -130,9 +131,10 @@ class Sequential(Run):
     def _observe(self, call: fx.Node, wanted: Mapping[Source, Collection[Inputs]]) -> None:
         for source, x in inputs_at(call, wanted.keys(), self.value, self.tokens, self._mask):
             for inputs in wanted[source]:
-                gram = self.grams.setdefault(inputs, Gram(x.shape[-1], torch.float32, x.device))
+                if inputs not in self.grams:
+                    self.grams[inputs] = Gram(x.shape[-1], torch.float32, x.device)
                 try:
-                    gram.add(x)
+                    self.grams[inputs].add(x)
                 except CompressError as error:
                     raise CompressError(f"{error}, at {said(source.node)}") from error
 

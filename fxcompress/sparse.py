@@ -31,13 +31,15 @@ def broken(program: Program, patterns: Mapping[str, str]) -> dict[str, int]:
     Raises CompressError, naming the parameter, for a pattern that it cannot have.
     """
     found: dict[str, int] = {}
-    for p in projections(program) if patterns else []:
-        if p.name in patterns:
-            try:
-                missing = missing_zeros(p.matrices(program.read(p.name)), patterns[p.name])
-            except CompressError as error:  # patterns may come from a file
-                raise CompressError(f"{p.name}: {error}") from error
-            found |= {p.name: missing} if missing else {}
+    matrices = {p.name: p for p in projections(program)} if patterns else {}
+    for name in [name for name in patterns if name in program.state]:
+        if name not in matrices:
+            raise CompressError(f"{name}: no matrix that activations are multiplied by, it cannot have a pattern")
+        try:
+            missing = missing_zeros(matrices[name].matrices(program.read(name)), patterns[name])
+        except CompressError as error:  # patterns may come from a file
+            raise CompressError(f"{name}: {error}") from error
+        found |= {name: missing} if missing else {}
     return found
 
 

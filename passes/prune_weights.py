@@ -112,11 +112,13 @@ class PruneWeights(WeightPass):
 
     def check(self, program: Program) -> None:
         for p in self.selected(program):
-            columns = p.matrices(program.state[p.name].to("meta")).shape[-1]
             try:
-                self.asked.check(columns)
+                self.asked.check(p.columns)
             except CompressError as error:
                 raise CompressError(f"{p.name}: {error}; leave it out by skip=['{p.name}']") from error
+            if not 0 < round(self.asked.sparsity * p.columns) < p.columns:
+                what = "nothing" if self.asked.sparsity < 0.5 else "everything"
+                raise CompressError(f"{p.name}: sparsity={self.asked} of rows of {p.columns} would remove {what}")
         self.watches(program)
 
     def watches(self, program: Program) -> list[Watch]:
@@ -127,14 +129,17 @@ class PruneWeights(WeightPass):
         there = projections(program)
         for option in ("targets", "skip"):
             for glob in getattr(self, option):
-                if not any(fnmatchcase(p.name, glob) for p in there):
+                if not any(_matches(program, p, [glob]) for p in there):
                     among = f", {there[0].name} among them" if there else ""
                     raise CompressError(
                         f"{self.name}: {option}={quoted(glob)} names none of the {len(there)} matrices that activations"
                         f" are multiplied by{among}"
                     )
-        found = [p for p in there if (_matches(p, self.targets) if self.targets else not p.dense)]
-        found = [p for p in found if not _matches(p, self.skip)]
+        found = [p for p in there if (_matches(program, p, self.targets) if self.targets else not p.dense)]
+        found = [p for p in found if not _matches(program, p, self.skip)]
+        for p in found:
+            if not p.sources:
+                raise CompressError(f"{p.name} cannot be pruned: {p.dense}")
         if not found:
             raise CompressError(f"{self.name}: no matrix is left to prune of {len(there)} that the model has")
         return found
@@ -170,12 +175,12 @@ class PruneWeights(WeightPass):
         chosen = [p for p in projections(program) if p.name in step.sparse]
         if self.method == "magnitude":
             solver.by_weights_alone(chosen, progress)
-        elif batches is None:
-            raise CompressError(f"{self.name}: method={self.method!r} takes calibration=, batches of token ids")
         else:
+            assert batches is not None, "the pipeline has asked for them"
             solver.by_inputs(chosen, batches, progress)
         return [solver.rows.get(row.key, row) for row in self._rows(program, step.sparse)]
 
 
-def _matches(p: Projection, globs: Iterable[str]) -> bool:
-    return any(fnmatchcase(p.name, glob) for glob in globs)
+def _matches(program: Program, p: Projection, globs: Iterable[str]) -> bool:
+    """By any of its names, where it is tied."""
+    return any(fnmatchcase(name, glob) for glob in globs for name in program.names.get(p.name, (p.name,)))

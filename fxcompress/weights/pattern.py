@@ -36,7 +36,7 @@ class Unstructured:
             raise CompressError(f"per={self.per!r} is unknown: weights are compared per 'row' or per 'matrix'")
 
     def __str__(self) -> str:
-        return f"{self.sparsity:g}"
+        return f"{self.sparsity:.12f}".rstrip("0")
 
     def check(self, columns: int) -> None:
         """Every number of columns will do."""

@@ -93,6 +93,31 @@ def test_what_is_named_is_pruned_even_if_it_is_the_head():
     assert set(pruned("qwen3", sparsity=0.5, targets="lm_head.weight").program.sparse) == {"lm_head.weight"}
 
 
+def test_a_tied_matrix_is_named_by_any_of_its_names():
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        small = pruned("llama", sparsity=0.5, targets=name, method="wanda")
+        assert set(small.program.sparse) == {"model.embed_tokens.weight"}
+
+
+def test_what_is_multiplied_from_both_sides_is_told_and_never_pruned():
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.head = nn.Parameter(torch.randn(12, 12)), nn.Linear(12, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(nn.functional.linear(x, self.w) @ self.w))
+
+    x = torch.randn(4, 12)
+    for options, said in (
+        ({}, "no matrix is left"),
+        ({"targets": "w"}, "w cannot be pruned: it is multiplied from both"),
+    ):
+        passes = [PruneWeights(sparsity=0.5, **options)]
+        with pytest.raises(CompressError, match=said):
+            fxcompress.apply(Both().eval(), passes, calibration=[{"x": x}], example_inputs=(x,))
+
+
 # Inputs
 
 
@@ -334,6 +359,8 @@ def test_contradictions_are_refused_before_a_model_is_there(options: dict, said:
         ("llama", {"sparsity": 0.5, "targets": "*.conv1d.weight"}, "names none of the 22 matrices"),
         ("llama", {"sparsity": 0.5, "skip": "nothing"}, "skip='nothing' names none"),
         ("llama", {"sparsity": 0.5, "skip": "*"}, "no matrix is left to prune"),
+        ("llama", {"sparsity": 0.001}, r"q_proj.weight: sparsity=0.001 of rows of 48 would remove nothing"),
+        ("llama", {"sparsity": 0.9999999}, r"q_proj.weight: sparsity=0.9999999 of rows of 48 would remove everything"),
         ("mamba", {"pattern": "2:4"}, r"dt_proj.weight: 2:4 needs groups of 4 .* leave it out by skip="),
         ("mixtral", {"sparsity": 0.5, "allocation": "owl"}, "inside the experts: skip them"),
     ],
@@ -345,7 +372,9 @@ def test_what_a_model_cannot_have_is_refused_before_work(name: str, options: dic
 
 def test_calibration_is_asked_for_unless_magnitude_does_without():
     program = models.captured("llama", torch.float32)
-    with pytest.raises(CompressError, match="takes calibration=, batches of token ids"):
+    with pytest.raises(
+        CompressError, match="PruneWeights runs the pruned model on text: pass calibration=, batches of token ids"
+    ):
         fxcompress.apply(program, [PruneWeights(sparsity=0.5)])
     assert fxcompress.apply(program, [PruneWeights(sparsity=0.5, method="magnitude")]).program.sparse
 
