@@ -183,7 +183,11 @@ MUTANTS = (
     ),
     # the rewrite, and its second witness
     _text(
-        "the last parameter stays whole", rewrite.cut, "in axes.state.items():", "in list(axes.state.items())[:-1]:", 10
+        "the last parameter stays whole",
+        rewrite.cut_tensors,
+        "in axes.state.items():",
+        "in list(axes.state.items())[:-1]:",
+        10,
     ),
     _text("only what an op returns is looked at", rewrite._touches, "if n in axes.dims", "if False"),
     _text("a masked mean divides by all", masked.MaskedRun._average, "(total / kept)", "1.0", 1000),

@@ -83,8 +83,8 @@ def test_no_finished_pass_is_decided_or_proven_again(model, out, monkeypatch):
     monkeypatch.setattr(
         pipeline.Pipeline,
         "_decided",
-        lambda self, p, program, batches: (
-            real(self, p, program, batches) if program.is_meta else pytest.fail(f"{p.name} ran again")
+        lambda self, what, p, program, batches: (
+            real(self, what, p, program, batches) if program.is_meta else pytest.fail(f"{p.name} ran again")
         ),
     )
     written = []

@@ -10,7 +10,8 @@ import pytest
 
 # The command line, stopping where it is told to: it says so and waits to be interrupted.
 PROGRAM = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
 from fxcompress import observe
 from fxcompress.export import save
 
