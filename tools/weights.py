@@ -29,9 +29,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # for tools/demo.py
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for tools/demo.py and others
 
 import demo
+from importance import write
 from peers.environments import python_of
 
 import fxcompress
@@ -163,12 +164,6 @@ def run_peer(
                     value = measure_peer(python, folder, PATTERNS[pattern], method, texts)
                     found["cells"][key] = {"pattern": pattern, "method": name} | value
                     write(file, found)
-
-
-def write(file: Path, found: dict[str, Any]) -> None:
-    beside = file.with_suffix(".part")
-    beside.write_text(json.dumps(found, indent=1))
-    beside.replace(file)
 
 
 if __name__ == "__main__":
