@@ -88,11 +88,10 @@ class Sequential(Run):
     @torch.no_grad()
     def sweep(self, batches: Sequence[Batch], pruner: Pruner, advance: Callable[[], None]) -> None:
         """Run all batches through block after block. ``advance`` is called after each."""
-        last = max(number for number, block in enumerate(self.blocks) if block.due)
         with Kept() as kept:
             for i, batch in enumerate(batches):
                 kept.put(i, dict(zip(self.program.inputs, self.program.bind(**batch), strict=True)))
-            for number, block in enumerate(self.blocks[: last + 1]):
+            for number, block in enumerate(self.blocks):
                 if block.due and not pruner.has(number):
                     for portion in block.portions(GRAM_BYTES):
                         self._run_all(block.piece, _only(block.seen, portion), batches, kept.look)
@@ -103,7 +102,7 @@ class Sequential(Run):
                 for p in block.due:  # seen ahead, for a block that an earlier run has finished
                     for inputs in p.sources:
                         self.grams.pop(inputs, None)
-                if number < last:
+                if block is not self.blocks[-1]:
                     self._run_all(block.piece, block.ahead, batches, kept.take, kept.put)
                 advance()
         self.hold(())
@@ -140,6 +139,7 @@ class Sequential(Run):
 
 
 def _blocks(program: Program, chosen: Sequence[Projection]) -> list[Block]:
+    """All up to the last in which something is pruned."""
     pieces = blocks_using(program, {p.name for p in chosen})
     at = {node: number for number, piece in enumerate(pieces) for node in piece.nodes}
     last = {p: max(at[call] for call in p.calls) for p in chosen}
@@ -148,7 +148,7 @@ def _blocks(program: Program, chosen: Sequence[Projection]) -> list[Block]:
         due = tuple(p for p in chosen if last[p] == number)
         later = [p for p in chosen if last[p] > number]
         blocks.append(Block(piece, due, _calls(due, set(piece.nodes)), _calls(later, set(piece.nodes))))
-    return blocks
+    return blocks[: max(last.values()) + 1]
 
 
 def _calls(chosen: Sequence[Projection], inside: Collection[fx.Node]) -> Calls:

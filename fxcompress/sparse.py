@@ -50,8 +50,3 @@ def require_zeros(program: Program) -> None:
             f"{name} was pruned to {program.sparse[name]}, and {missing:,} weights that have to be zero are not: train"
             " with its zeros held, or take its entry out of program.sparse to save it as it is"
         )
-
-
-def masks(program: Program) -> dict[str, Tensor]:
-    """Of every pruned parameter which weights are not zero, bool, of its shape."""
-    return {name: program.read(name) != 0 for name in program.sparse if name in program.state}

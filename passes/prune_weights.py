@@ -161,9 +161,8 @@ class PruneWeights(WeightPass):
                 why = "not in targets=" if self.targets else p.dense or "skip= leaves it out"
                 rows.append(Row(p.name, "projection", weights, 0.0, 0, why=why))
                 continue
-            columns, part = p.matrices(program.state[p.name].to("meta")).shape[-1], parse(sparse[p.name]).sparsity
-            lines = weights // columns
-            rows.append(Row(p.name, "projection", weights, part * weights, round(part * columns) * lines, lines))
+            part, lines = parse(sparse[p.name]).sparsity, weights // p.columns
+            rows.append(Row(p.name, "projection", weights, part * weights, round(part * p.columns) * lines, lines))
         return rows
 
     def solve(
