@@ -119,6 +119,16 @@ def test_a_limit_is_kept_to_the_last_byte():
     assert assign([[0, 1], [0, 0.5]], [Bound(costs, -(10**12) + 1)]) == (0, 1)
 
 
+def test_a_problem_that_the_presolve_gives_up_is_solved_all_the_same():
+    """Found by random problems: HiGHS 1.12 ends these two with "Solve error"."""
+    costs = [[0], [0, 0, 1], [18], [1000000], [0, 0, -95]]
+    assert assign([[0.0] * len(layer) for layer in costs], [Bound(costs, 999923)]) in set(
+        itertools.product([0], [0, 1, 2], [0], [0], [2])
+    )
+    infeasible = [Bound([[-83, -82], [1000000]], 999917), Bound([[68, -47767497169], [6]], -24082812828)]
+    assert assign([[0.2, 0.0], [1.0]], infeasible) is None
+
+
 # Costs.
 
 
