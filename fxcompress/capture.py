@@ -23,6 +23,7 @@ from fxcompress.errors import CaptureError
 from fxcompress.evaluating import evaluating
 from fxcompress.program import Origin, Program
 from fxcompress.replacements import FUNCTIONS, replaced
+from fxcompress.unrounded import unrounded
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")  # of a causal language model, (batch, length) each
 _PREFIX = "model."  # the wrapper's name for the user's model, taken off every name in the graph
@@ -35,6 +36,8 @@ def capture(
 ) -> Program:
     """Trace a model in eval mode into a Program that shares its parameters.
 
+    Constants that the class computes and a cast of the model has rounded are taken whole, as loading would.
+
     ``example_inputs``: tensors by name or by position; not needed for models of transformers, whose forward takes
     ``input_ids``, ``attention_mask`` and ``position_ids``, (batch, length) each. ``dynamic_shapes``: for each input the
     dims whose size may differ, as ``torch.export`` takes them; by default all but the last dim of a tensor of up to
@@ -44,10 +47,11 @@ def capture(
     """
     _require_one_place(model)
     inputs = _named_inputs(model, example_inputs)
-    program = _traced(model, inputs, dynamic_shapes)
-    if example_inputs is None and _looks_up(program, "position_ids"):
-        return _counting_itself(model, inputs) or program
-    return program
+    with unrounded(model):
+        program = _traced(model, inputs, dynamic_shapes)
+        if example_inputs is None and _looks_up(program, "position_ids"):
+            return _counting_itself(model, inputs) or program
+        return program
 
 
 def _require_one_place(model: nn.Module) -> None:

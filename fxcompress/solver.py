@@ -22,7 +22,7 @@ from fxcompress.weights import scores
 from fxcompress.weights.compensation import none
 from fxcompress.weights.gram import Gram
 from fxcompress.weights.methods import Method, Pruned
-from fxcompress.weights.pattern import parse
+from fxcompress.weights.pattern import Pattern, parse
 
 DAMPING = 0.01  # of the methods, where nothing is asked
 
@@ -95,7 +95,7 @@ class Solver:
             for i, matrix in enumerate(p.matrices(begun.value)):
                 if i not in begun.losses:
                     matrix.copy_(none(matrix, pattern[p.name].mask(scores.magnitude(matrix), matrix == 0)))
-        rows = {p.name: self._of(p).row(p, pattern[p.name].sparsity, self.observes) for p in due}
+        rows = {p.name: self._of(p).row(p, pattern[p.name], self.observes) for p in due}
         values = {p.name: self._of(p).value for p in due}
         self.shelf.put(number, self.program, values, [asdict(row) for row in rows.values()])
         self.rows |= rows
@@ -122,11 +122,13 @@ class _Begun:
         if found.damping is not None and found.damping > damping:
             self.damping = max(self.damping, found.damping)
 
-    def row(self, p: Projection, sparsity: float, observed: bool) -> Row:
+    def row(self, p: Projection, pattern: Pattern, observed: bool) -> Row:
         weights, zeros = self.value.numel(), int((self.value == 0).sum())
+        matrices, rows, _ = p.matrices(self.value).shape
         loss = sum(self.losses.values()) / len(self.losses) if self.losses else None
         why = self._why(p, len(p.sources) - len(self.losses) if observed else 0)
-        return Row(p.name, "projection", weights, sparsity * weights, zeros, weights // p.columns, why, loss)
+        asked, step = pattern.sparsity * weights, matrices * pattern.lines(rows)
+        return Row(p.name, "projection", weights, asked, zeros, step, why, loss)
 
     def _why(self, p: Projection, unseen: int) -> str:
         said = []

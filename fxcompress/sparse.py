@@ -7,22 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
-
 from fxcompress.errors import CompressError
 from fxcompress.program import Program
 from fxcompress.projections import projections
-from fxcompress.weights.pattern import NM, parse
-
-
-def missing_zeros(value: Tensor, text: str) -> int:
-    """How many weights of matrices (matrices, outputs, columns) would have to be zero besides, by their pattern."""
-    pattern, zero = parse(text), value == 0
-    pattern.check(zero.shape[-1])
-    if isinstance(pattern, NM):
-        here = zero.reshape(*zero.shape[:-1], -1, pattern.of).sum(-1)
-        return int((pattern.of - pattern.keep - here).clamp(min=0).sum())
-    return int((round(pattern.sparsity * zero.shape[-1]) - zero.sum(-1)).clamp(min=0).sum())  # of every row
+from fxcompress.weights.pattern import parse
 
 
 def broken(program: Program, patterns: Mapping[str, str]) -> dict[str, int]:
@@ -36,7 +24,7 @@ def broken(program: Program, patterns: Mapping[str, str]) -> dict[str, int]:
         if name not in matrices:
             raise CompressError(f"{name}: no matrix that activations are multiplied by, it cannot have a pattern")
         try:
-            missing = missing_zeros(matrices[name].matrices(program.read(name)), patterns[name])
+            missing = parse(patterns[name]).missing(matrices[name].matrices(program.read(name)) == 0)
         except CompressError as error:  # patterns may come from a file
             raise CompressError(f"{name}: {error}") from error
         found |= {name: missing} if missing else {}

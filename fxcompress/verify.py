@@ -35,6 +35,7 @@ from fxcompress.program import Program
 from fxcompress.rewrite import keep_by_axis, rewrite
 from fxcompress.sparse import broken
 from fxcompress.streamed import META
+from fxcompress.unrounded import unrounded
 
 # Largest relative error of the outputs, by the dtype the model computes in: float64 shows the algebra, the others
 # leave room for sums that run in another order.
@@ -104,7 +105,7 @@ def captured_equals_model(model: torch.nn.Module, program: Program) -> Law:
     if exact is not program:  # it runs in its own types; compared it is without what they round off
         program, ours = exact, _own_outputs(exact, inputs)
     try:
-        with evaluating(model), widened(model) if program.readers else contextlib.nullcontext():
+        with evaluating(model), unrounded(model), widened(model) if program.readers else contextlib.nullcontext():
             theirs = pytree.tree_leaves(model(**inputs))
     except Exception as error:  # the user's code: kernels for another device, say, fail in ways of their own
         why = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__

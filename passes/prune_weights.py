@@ -28,7 +28,7 @@ from fxcompress.statistics import Statistics, Watch
 from fxcompress.weights.groups import require_few_sets
 from fxcompress.weights.methods import METHODS
 from fxcompress.weights.owl import require_room
-from fxcompress.weights.pattern import NM, Pattern, Unstructured, parse
+from fxcompress.weights.pattern import NM, Pattern, Per, Unstructured, parse
 
 Method = Literal["mrp", "sparsegpt", "wanda", "alps", "magnitude"]
 Rule = Literal["S", "M"]
@@ -39,7 +39,8 @@ _DAMPED = ("mrp", "sparsegpt", "alps")
 class PruneWeights(WeightPass):
     """Set the weights of least effect to zero, in all projections; stacked experts are matrices of their own.
 
-    sparsity: the part of each row that goes; or pattern: ``NM(keep=2, of=4)`` or "2:4", two of every four stay.
+    sparsity: the part that goes; or pattern: ``NM(keep=2, of=4)`` or "2:4", two of every four stay.
+    per: with sparsity, whose weights are compared: those of the whole "matrix", or of each "row" as "wanda" does it.
     method: "mrp" (Pruning Foundation Models for High Accuracy without Retraining, Findings of EMNLP 2024), "sparsegpt"
     (arXiv 2301.00774), "alps" (2406.07831) and "wanda" (2306.11695) take calibration; "magnitude" none.
     mask, compensation: of "mrp", by rule "S", one weight at a time, or "M", many at once; by default M, but S for the
@@ -52,6 +53,7 @@ class PruneWeights(WeightPass):
     method: Method = "mrp"
     sparsity: float | None = None
     pattern: str | NM | None = None
+    per: Per | None = None
     targets: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     mask: Rule | None = None
@@ -67,6 +69,8 @@ class PruneWeights(WeightPass):
             object.__setattr__(self, "pattern", str(self.pattern))
         if (self.sparsity is None) == (self.pattern is None):
             raise CompressError("say how much by exactly one of sparsity=0.5, the part to remove, and pattern='2:4'")
+        if self.per is not None and self.pattern is not None:
+            raise CompressError(f"per={quoted(self.per)} goes with sparsity=: {self.pattern} is one for every group")
         self._check_method()
         if not isinstance(self.asked, NM) and self.pattern is not None:
             raise CompressError(f"pattern={quoted(self.pattern)} is no N:M pattern: write 2:4, or sparsity=0.5")
@@ -100,7 +104,10 @@ class PruneWeights(WeightPass):
     @property
     def asked(self) -> Pattern:
         """Of all matrices, but for an allocation."""
-        return parse(str(self.pattern)) if self.pattern is not None else Unstructured(self.sparsity or 0.0)
+        return parse(str(self.pattern)) if self.pattern is not None else self._unstructured(self.sparsity or 0.0)
+
+    def _unstructured(self, sparsity: float) -> Unstructured:
+        return Unstructured(sparsity, self.per or ("row" if self.method == "wanda" else "matrix"))
 
     @property
     def observes(self) -> bool:
@@ -116,9 +123,10 @@ class PruneWeights(WeightPass):
                 self.asked.check(p.columns)
             except CompressError as error:
                 raise CompressError(f"{p.name}: {error}; leave it out by skip=['{p.name}']") from error
-            if not 0 < round(self.asked.sparsity * p.columns) < p.columns:
+            _, rows, line = p.matrices(program.state[p.name]).shape
+            if not 0 < self.asked.removed(rows, line) < rows * line:
                 what = "nothing" if self.asked.sparsity < 0.5 else "everything"
-                raise CompressError(f"{p.name}: sparsity={self.asked} of rows of {p.columns} would remove {what}")
+                raise CompressError(f"{p.name}: sparsity={self.sparsity} of {rows} rows of {line} would remove {what}")
         self.watches(program)
 
     def watches(self, program: Program) -> list[Watch]:
@@ -149,7 +157,7 @@ class PruneWeights(WeightPass):
         sparse = {p.name: str(self.asked) for p in chosen}
         if self.allocation == "owl" and not program.is_meta:
             parts = owl(program, chosen, statistics, self.asked.sparsity)
-            sparse = {name: str(Unstructured(part)) for name, part in parts.items()}
+            sparse = {name: str(self._unstructured(part)) for name, part in parts.items()}
         return Step(self.name, sparse=sparse), self._rows(program, sparse)
 
     def _rows(self, program: Program, sparse: Mapping[str, str]) -> list[Row]:
@@ -161,8 +169,9 @@ class PruneWeights(WeightPass):
                 why = "not in targets=" if self.targets else p.dense or "skip= leaves it out"
                 rows.append(Row(p.name, "projection", weights, 0.0, 0, why=why))
                 continue
-            part, lines = parse(sparse[p.name]).sparsity, weights // p.columns
-            rows.append(Row(p.name, "projection", weights, part * weights, round(part * p.columns) * lines, lines))
+            pattern, (matrices, lines, columns) = parse(sparse[p.name]), p.matrices(program.state[p.name]).shape
+            asked, got = pattern.sparsity * weights, matrices * pattern.removed(lines, columns)
+            rows.append(Row(p.name, "projection", weights, asked, got, matrices * pattern.lines(lines)))
         return rows
 
     def solve(

@@ -312,3 +312,23 @@ def test_what_a_write_returns_is_not_read_after_another_write():
 
     with pytest.raises(CaptureError, match="shares its memory"):
         capture(Writes(None).eval(), torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_constants_that_a_cast_has_rounded_are_taken_whole(name):
+    """``model.bfloat16()`` rounds rotary frequencies, which no file says: what is loaded again has them whole."""
+    model = models.tiny(name).bfloat16()
+    before = {n: (b, b.clone()) for n, b in model.named_buffers()}
+    program = capture(model)
+    whole = dict(models.tiny(name).named_buffers())
+    for n in before:
+        assert torch.equal(program.state[n], whole[n]), n
+        assert model.get_buffer(n) is before[n][0], "the user's model is left alone"
+        assert torch.equal(model.get_buffer(n), before[n][1])
+    assert fxcompress.apply(model, []).to_transformers() is not None
+
+
+def test_constants_of_the_users_own_are_left_as_they_are():
+    model = models.tiny("llama").bfloat16()
+    model.model.rotary_emb.inv_freq.mul_(2)  # no rounding of what the class computes
+    assert torch.equal(capture(model).state["model.rotary_emb.inv_freq"], model.model.rotary_emb.inv_freq)

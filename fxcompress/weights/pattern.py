@@ -1,7 +1,8 @@
 """What is to be removed from a weight (m, n): a part of it, or all but N of every M consecutive weights of a row.
 
-    Unstructured(0.5)    round(0.5 n) of every row                "0.5"
-    NM(2, 4)             keeps 2 of columns 4i, …, 4i + 3         "2:4"
+    Unstructured(0.5)           round(0.5 m n) of the matrix          "0.5"
+    Unstructured(0.5, "row")    round(0.5 n) of every row             "0.5 per row"
+    NM(2, 4)                    keeps 2 of columns 4i, …, 4i + 3      "2:4"
 
 The lowest scores go, of equal ones the first in position. Weights that are zero already go before all others and are
 counted; where there are more of them than was asked, all stay zero.
@@ -24,10 +25,10 @@ Per = Literal["row", "matrix"]
 
 @dataclass(frozen=True)
 class Unstructured:
-    """The lowest round(sparsity · n) weights of every row, or round(sparsity · m · n) of the matrix."""
+    """The lowest round(sparsity · m · n) weights of the matrix, or round(sparsity · n) of every row."""
 
     sparsity: float
-    per: Per = "row"
+    per: Per = "matrix"
 
     def __post_init__(self) -> None:
         if not 0 < self.sparsity < 1:
@@ -36,10 +37,23 @@ class Unstructured:
             raise CompressError(f"per={self.per!r} is unknown: weights are compared per 'row' or per 'matrix'")
 
     def __str__(self) -> str:
-        return f"{self.sparsity:.12f}".rstrip("0")
+        return f"{self.sparsity:.12f}".rstrip("0") + (" per row" if self.per == "row" else "")
 
     def check(self, columns: int) -> None:
         """Every number of columns will do."""
+
+    def lines(self, rows: int) -> int:
+        """Of a matrix's lines each loses as many: its rows, or all of it as one."""
+        return rows if self.per == "row" else 1
+
+    def removed(self, rows: int, columns: int) -> int:
+        """How many weights of a matrix go."""
+        return rows * round(self.sparsity * columns) if self.per == "row" else round(self.sparsity * rows * columns)
+
+    def missing(self, zero: Tensor) -> int:
+        """How many weights would have to be zero besides, of matrices (…, m, n) of which these are."""
+        lines = zero if self.per == "row" else zero.flatten(-2)
+        return int((round(self.sparsity * lines.shape[-1]) - lines.sum(-1)).clamp(min=0).sum())
 
     def mask(self, scores: Tensor, zero: Tensor | None = None) -> Tensor:
         """Bool (m, n), True where a weight stays, from scores (m, n). zero: bool (m, n), weights that are zero now."""
@@ -99,6 +113,20 @@ class NM:
                 f" the nearest sizes are {near} and {near + self.of}"
             )
 
+    def lines(self, rows: int) -> int:
+        """Of a matrix's rows each loses as many."""
+        return rows
+
+    def removed(self, rows: int, columns: int) -> int:
+        """How many weights of a matrix go."""
+        return rows * columns // self.of * (self.of - self.keep)
+
+    def missing(self, zero: Tensor) -> int:
+        """How many weights would have to be zero besides, of matrices (…, m, n) of which these are."""
+        self.check(zero.shape[-1])
+        here = zero.unflatten(-1, (-1, self.of)).sum(-1)
+        return int((self.of - self.keep - here).clamp(min=0).sum())
+
     def mask(self, scores: Tensor, zero: Tensor | None = None) -> Tensor:
         """Bool (m, n), True where a weight stays, from scores (m, n). zero: bool (m, n), weights that are zero now."""
         return self.part(scores, torch.zeros_like(scores, dtype=torch.bool) if zero is None else zero, 0)
@@ -119,12 +147,12 @@ class NM:
 Pattern = Unstructured | NM
 
 
-def parse(text: str, per: Per = "row") -> Pattern:
-    """The pattern that a text stands for: "2:4" keeps 2 of 4, "0.5" removes a half. Raises CompressError for others."""
+def parse(text: str) -> Pattern:
+    """The pattern that a text stands for, as ``str`` writes it. Raises CompressError for others."""
     if match := re.fullmatch(r"(\d{1,4}):(\d{1,4})", text):
         return NM(int(match[1]), int(match[2]))
-    if re.fullmatch(r"0?\.\d{1,16}", text):
-        return Unstructured(float(text), per)
+    if match := re.fullmatch(r"(0?\.\d{1,16})( per row)?", text):
+        return Unstructured(float(match[1]), "row" if match[2] else "matrix")
     raise CompressError(f"{text[:40]!r} is no pattern: write 2:4 to keep 2 of every 4 weights, 0.5 to remove a half")
 
 

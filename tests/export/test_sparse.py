@@ -26,7 +26,7 @@ from fxcompress.recipe import Recipe
 from fxcompress.run import Request, plan
 from fxcompress.shelf import Shelf
 from fxcompress.source import open_source
-from fxcompress.sparse import missing_zeros
+from fxcompress.weights.pattern import parse
 from tests import models
 
 BATCHES = [{"input_ids": models.ids(4, 60)}]
@@ -67,7 +67,7 @@ def test_patterns_are_known_after_loading_and_after_loading_again(passes, tmp_pa
     for found in (again, second):
         assert len(found.program.sparse) == len([n for n in half().program.sparse if n in again.program.state])
         for name, text in found.program.sparse.items():
-            assert text == "0.5"
+            assert text == "0.5 per row"
             assert (found.program.read(name) == 0).float().mean() == 0.5
 
 
@@ -75,7 +75,9 @@ def test_zeros_that_were_filled_are_refused(tmp_path):
     small = fxcompress.apply(half(), [])
     name = "model.layers.0.mlp.up_proj.weight"
     small.program.state[name].data[3].add_(1e-3)
-    with pytest.raises(CompressError, match=rf"{name} was pruned to 0.5, and 24 weights that have to be zero are not"):
+    with pytest.raises(
+        CompressError, match=rf"{name} was pruned to 0.5 per row, and 24 weights that have to be zero are not"
+    ):
         small.save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -84,12 +86,12 @@ def test_every_row_is_held_to_its_zeros():
     """Neither may one weight of an odd row come back, nor rows that are all zero stand for others."""
     value = torch.ones(1, 4, 7)
     value[:, :, :4] = 0
-    assert missing_zeros(value, "0.5") == 0
+    assert parse("0.5 per row").missing(value == 0) == 0
     filled = value.clone()
     filled[0, 1, 0] = 1.0
-    assert missing_zeros(filled, "0.5") == 1
+    assert parse("0.5 per row").missing(filled == 0) == 1
     value[0, :2], value[0, 2:] = 0, 1
-    assert missing_zeros(value, "0.5") == 8
+    assert parse("0.5 per row").missing(value == 0) == 8
 
 
 @pytest.mark.parametrize(("text", "said"), [("7:9", "7:9 needs groups of 9 weights"), ("half", "'half' is no pattern")])

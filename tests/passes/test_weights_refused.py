@@ -31,6 +31,8 @@ BATCHES = [{"input_ids": IDS}]
         ({"pattern": "2:4", "allocation": "owl"}, "2:4 is one for all"),
         ({"sparsity": 0.95, "allocation": "owl"}, "outside"),
         ({"pattern": "16:32"}, "601,080,390 sets a group, too many to try: .* mask='S'"),
+        ({"sparsity": 0.5, "per": "column"}, "per='column' is unknown"),
+        ({"pattern": "2:4", "per": "row"}, "2:4 is one for every group"),
         ({"sparsity": 0.5, "allocation": "erk"}, "there are uniform and owl"),
     ],
 )
@@ -45,8 +47,17 @@ def test_contradictions_are_refused_before_a_model_is_there(options: dict, said:
         ("llama", {"sparsity": 0.5, "targets": "*.conv1d.weight"}, "names none of the 22 matrices"),
         ("llama", {"sparsity": 0.5, "skip": "nothing"}, "skip='nothing' names none"),
         ("llama", {"sparsity": 0.5, "skip": "*"}, "no matrix is left to prune"),
-        ("llama", {"sparsity": 0.001}, r"q_proj.weight: sparsity=0.001 of rows of 48 would remove nothing"),
-        ("llama", {"sparsity": 0.9999999}, r"q_proj.weight: sparsity=0.9999999 of rows of 48 would remove everything"),
+        ("llama", {"sparsity": 1e-4}, r"q_proj.weight: sparsity=0.0001 of 48 rows of 48 would remove nothing"),
+        (
+            "llama",
+            {"sparsity": 0.01, "per": "row"},
+            r"q_proj.weight: sparsity=0.01 of 48 rows of 48 would remove nothing",
+        ),
+        (
+            "llama",
+            {"sparsity": 0.9999999},
+            r"q_proj.weight: sparsity=0.9999999 of 48 rows of 48 would remove everything",
+        ),
         ("mamba", {"pattern": "2:4"}, r"dt_proj.weight: 2:4 needs groups of 4 .* leave it out by skip="),
         ("mixtral", {"sparsity": 0.5, "allocation": "owl"}, "inside the experts: skip them"),
     ],

@@ -39,7 +39,7 @@ def sweep_is_the_published_algorithm(sweep: Sweep = blocked.sweep) -> None:
         ends = [min(start + block, 24) for start in range(0, 24, block)]
         total = [0, *(round(end / 2) for end in ends)]
         counts = [after - before for before, after in itertools.pairwise(total)]
-        found, _ = sweep(weight, D, Unstructured(0.5), none_zero(weight), block=block)
+        found, _ = sweep(weight, D, Unstructured(0.5, "row"), none_zero(weight), block=block)
         torch.testing.assert_close(found, oracles.sparsegpt(weight, D.matrix, block, counts))
     found, _ = sweep(weight, D, NM(2, 4), none_zero(weight), block=8)
     torch.testing.assert_close(found, oracles.sparsegpt(weight, D.matrix, 8, keep=2, of=4))

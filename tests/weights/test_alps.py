@@ -8,7 +8,7 @@ from fxcompress.weights import alps, blocked, compensation
 from fxcompress.weights.pattern import NM, Pattern, Unstructured
 from tests.weights.problems import damped, loss, none_zero, problem
 
-PATTERNS = [Unstructured(0.5), Unstructured(0.7, per="matrix"), NM(2, 4), NM(4, 8)]
+PATTERNS = [Unstructured(0.5, "row"), Unstructured(0.7), NM(2, 4), NM(4, 8)]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)

@@ -15,7 +15,7 @@ from fxcompress.weights.scores import single
 from tests.weights import laws
 from tests.weights.problems import damped, none_zero, problem
 
-PATTERNS = [Unstructured(0.5), Unstructured(0.3, per="matrix"), NM(2, 4), NM(1, 4)]
+PATTERNS = [Unstructured(0.5, "row"), Unstructured(0.3), NM(2, 4), NM(1, 4)]
 PAIRS = [("S", "S"), ("S", "M"), ("M", "S"), ("M", "M")]
 
 
@@ -56,15 +56,15 @@ def test_one_block_at_once_is_the_closed_form(pattern: Pattern):
 def test_masks_at_once_are_those_of_the_scores():
     weight, D = problem(6, 24)[0], damped(24)
     G, zero = D.inverse, none_zero(weight)
-    found = blocked.at_once(weight, D, Unstructured(0.5), zero)
-    assert torch.equal(found, Unstructured(0.5).mask(single(weight, G.diagonal())))
+    found = blocked.at_once(weight, D, Unstructured(0.5, "row"), zero)
+    assert torch.equal(found, Unstructured(0.5, "row").mask(single(weight, G.diagonal())))
     assert torch.equal(blocked.at_once(weight, D, NM(2, 4), zero, "M"), cheapest(weight, squares(G, 4), NM(2, 4), zero))
 
 
 def test_single_columns_at_once_are_columns_one_by_one():
     """Blocks of one group are where S and M agree: one weight is removed at a time."""
     weight, D = problem(6, 24)[0], damped(24)
-    for pattern, block in ((Unstructured(0.5), 1), (NM(1, 2), 2)):
+    for pattern, block in ((Unstructured(0.5, "row"), 1), (NM(1, 2), 2)):
         found = [blocked.sweep(weight, D, pattern, none_zero(weight), "S", rule, block) for rule in "SM"]
         if block == 1:
             torch.testing.assert_close(found[0], found[1])
@@ -75,7 +75,7 @@ def test_single_columns_at_once_are_columns_one_by_one():
 
 @given(st.integers(0, 1000), st.sampled_from([4, 8, 12]))
 def test_a_plan_says_how_much_a_block_loses(seed: int, block: int):
-    weight, D, pattern = problem(4, 24, seed)[0], damped(24, seed), Unstructured(0.5)
+    weight, D, pattern = problem(4, 24, seed)[0], damped(24, seed), Unstructured(0.5, "row")
     plan = blocked.at_once(weight, D, pattern, none_zero(weight))
     _, mask = blocked.sweep(weight, D, pattern, none_zero(weight), "S", "M", block, plan)
     assert torch.equal(mask.view(4, -1, block).sum(-1), plan.view(4, -1, block).sum(-1))

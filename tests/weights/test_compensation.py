@@ -64,7 +64,11 @@ def test_memory_bounds_the_systems_at_work():
     assert [chunk.tolist() for chunk in chunks] == [[2], [4], [0, 3, 1]]
 
 
-@given(SEEDS, st.sampled_from([Unstructured(0.5), Unstructured(0.3), NM(2, 4), NM(1, 4)]), st.sampled_from([4, 8, 16]))
+@given(
+    SEEDS,
+    st.sampled_from([Unstructured(0.5, "row"), Unstructured(0.3), NM(2, 4), NM(1, 4)]),
+    st.sampled_from([4, 8, 16]),
+)
 def test_no_update_of_the_same_mask_loses_less(seed: int, pattern, block: int):
     weight, D = problem(4, 16, seed)[0], damped(16, seed)
     for compensate in ("S", "M"):

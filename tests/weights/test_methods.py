@@ -13,7 +13,7 @@ from fxcompress.weights import METHODS, NM, Gram, Pattern, Unstructured, relativ
 from fxcompress.weights import compensation as closed
 from tests.weights.problems import inputs, problem
 
-PATTERNS = [Unstructured(0.5), Unstructured(0.4, per="matrix"), NM(2, 4)]
+PATTERNS = [Unstructured(0.5, "row"), Unstructured(0.4), NM(2, 4)]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -43,7 +43,7 @@ def test_loss_falls_from_baseline_to_method(pattern: Pattern):
 @pytest.mark.parametrize("options", [{}, {"sweep": False}, {"shares": "even"}, {"block": 4}], ids=str)
 def test_no_other_weights_under_the_mask_of_mrp_lose_less(options: dict):
     weight, gram = problem(8, 32)
-    found = METHODS["mrp"](weight, gram, Unstructured(0.5), **options)
+    found = METHODS["mrp"](weight, gram, Unstructured(0.5, "row"), **options)
     D = gram.damped(found.damping)
     gradient = ((found.weight - weight) @ D.matrix)[found.mask]
     assert gradient.abs().max() < 1e-8 * (weight @ D.matrix).abs().max()
@@ -61,8 +61,8 @@ def test_pairs_of_rules_are_methods_of_their_own():
 
 def test_single_rules_with_even_shares_are_sparsegpt():
     weight, gram = problem(8, 32)
-    mrp = METHODS["mrp"](weight, gram, Unstructured(0.5), compensation="S", shares="even", block=8)
-    assert torch.equal(mrp.weight, METHODS["sparsegpt"](weight, gram, Unstructured(0.5), block=8).weight)
+    mrp = METHODS["mrp"](weight, gram, Unstructured(0.5, "row"), compensation="S", shares="even", block=8)
+    assert torch.equal(mrp.weight, METHODS["sparsegpt"](weight, gram, Unstructured(0.5, "row"), block=8).weight)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
@@ -86,7 +86,7 @@ def test_zeros_of_the_weight_stay_and_are_counted(name: str):
     weight[:, ::3] = 0  # 11 of 32
     weight[4] = 0
     weight[5, :20] = 0
-    found = METHODS[name](weight, gram, Unstructured(0.5))
+    found = METHODS[name](weight, gram, Unstructured(0.5, "row"))
     assert not found.mask[weight == 0].any()
     assert (~found.mask).sum(1).tolist() == [16, 16, 16, 16, 32, 24, 16, 16]
 
@@ -95,7 +95,7 @@ def test_zeros_of_the_weight_stay_and_are_counted(name: str):
 def test_a_weight_that_has_the_pattern_is_returned_as_it_is(name: str):
     weight, gram = problem(8, 32)
     weight = closed.none(weight, NM(2, 4).mask(weight.abs()))
-    for pattern in (NM(2, 4), Unstructured(0.5), Unstructured(0.3)):
+    for pattern in (NM(2, 4), Unstructured(0.5, "row"), Unstructured(0.3)):
         found = METHODS[name](weight, gram, pattern)
         torch.testing.assert_close(found.weight, weight)
         assert found.loss == pytest.approx(0, abs=1e-20)
@@ -151,12 +151,17 @@ def test_devices_agree(name: str):
 
 
 CONTRADICTIONS = [
-    ("mrp", Unstructured(0.5), {"mask": "M"}, "mask='M' tries the sets of an N:M pattern, and 0.5 is none"),
+    (
+        "mrp",
+        Unstructured(0.5, "row"),
+        {"mask": "M"},
+        "mask='M' tries the sets of an N:M pattern, and 0.5 per row is none",
+    ),
     ("mrp", NM(2, 4), {"mask": "X"}, "mask='X' is unknown"),
     ("mrp", NM(2, 4), {"compensation": "none"}, "compensation='none' is unknown"),
     ("mrp", NM(2, 4), {"compensation": "S", "exact": True}, "take compensation='M'"),
     ("mrp", NM(2, 4), {"shares": "dense"}, "has no meaning for 2:4"),
-    ("mrp", Unstructured(0.5), {"shares": "odd"}, "shares='odd' is unknown"),
+    ("mrp", Unstructured(0.5, "row"), {"shares": "odd"}, "shares='odd' is unknown"),
     ("mrp", NM(2, 4), {"sweep": False, "compensation": "S"}, "sweep=False chooses all masks at once"),
     ("mrp", NM(2, 4), {"sweep": False, "exact": False}, "sweep=False chooses all masks at once"),
     ("mrp", NM(2, 4), {"sweep": False, "block": 8}, "sweep=False has no blocks"),
