@@ -72,10 +72,16 @@ class Solver:
         return True
 
     def solve(self, due: Sequence[Projection], grams: Mapping[Inputs, Gram]) -> None:
+        """One matrix after the other: those that read the same inputs come together, and share the factor of H."""
+        last: Gram | None = None
         for p in due:
             for i, inputs in enumerate(p.sources):
-                if inputs in grams and not bool(grams[inputs].dead.all()):
-                    self._solve(p, i, grams[inputs])
+                if inputs not in grams or bool(grams[inputs].dead.all()):
+                    continue
+                if last is not None and last is not grams[inputs]:
+                    last.forget()  # several times the size of H
+                last = grams[inputs]
+                self._solve(p, i, last)
 
     def _solve(self, p: Projection, i: int, gram: Gram) -> None:
         begun = self._of(p)

@@ -28,6 +28,7 @@ class Gram:
             raise CompressError(f"a Gram matrix in {dtype} loses what it adds up: take float32 or float64")
         self._sum = torch.zeros(size, size, dtype=dtype, device=device)
         self._count = 0.0
+        self._damped: dict[float, Damped] = {}  # what reads the same inputs shares one factor
 
     @classmethod
     def of(cls, inputs: Tensor, dtype: torch.dtype = torch.float32) -> Gram:
@@ -44,6 +45,7 @@ class Gram:
         n = self._sum.shape[0]
         if inputs.shape[-1] != n:
             raise CompressError(f"inputs of width {inputs.shape[-1]} in a Gram matrix of size {n}")
+        self.forget()
         x = inputs.detach().reshape(-1, n)
         weight = x.new_ones(len(x)) if mask is None else mask.reshape(-1)
         x, weight = x[weight != 0].to(self._sum), weight[weight != 0].to(self._sum)
@@ -92,6 +94,15 @@ class Gram:
         """
         if damping < 0:
             raise CompressError(f"damping={damping} is negative: it is a fraction of the mean diagonal, 0.01 as a rule")
+        if damping not in self._damped:
+            self._damped = {damping: self._factored(damping)}
+        return self._damped[damping]
+
+    def forget(self) -> None:
+        """Let go of what ``damped`` has made."""
+        self._damped = {}
+
+    def _factored(self, damping: float) -> Damped:
         H = self.matrix
         scale = float(H.diagonal().double().mean())
         if scale == 0:
@@ -134,10 +145,16 @@ class Damped:
 
 def relative_loss(weight: Tensor, pruned: Tensor, gram: Gram) -> float:
     """tr (W − W') H (W − W')ᵀ / tr W H Wᵀ of two weights (m, n), without damping; 0 where both are zero."""
-    H = gram.matrix.to(weight.device, torch.float64)
-    dense, lost = weight.double(), weight.double() - pruned.double()
-    of = float(((dense @ H) * dense).sum())
-    return float(((lost @ H) * lost).sum()) / of if of > 0 else 0.0
+    H = gram.matrix.to(weight.device)
+    dense = weight.detach().to(torch.promote_types(weight.dtype, H.dtype))
+    H, lost = H.to(dense), dense - pruned.detach()
+    of = _quadratic(dense, H)
+    return _quadratic(lost, H) / of if of > 0 else 0.0
+
+
+def _quadratic(rows: Tensor, H: Tensor) -> float:
+    """tr X H Xᵀ: products in the dtype of H, which cost the most, their sum in float64."""
+    return float(torch.linalg.vecdot((rows @ H).double(), rows.double()).sum())
 
 
 def _factor(matrix: Tensor) -> Tensor | None:

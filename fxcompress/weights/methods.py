@@ -37,13 +37,12 @@ Solver = Literal["cholesky", "cg"]
 class Pruned:
     """A pruned weight (m, n) in the dtype that was given, with its mask, True where a weight stays.
 
-    masked_loss, loss: tr (W − W') H (W − W')ᵀ / tr W H Wᵀ without damping, for the mask alone and for the weight as it
-    is returned. damping: as used, which is more than asked where H was singular; None where no inverse was needed.
+    loss: tr (W − W') H (W − W')ᵀ / tr W H Wᵀ without damping. damping: as used, which is more than asked where H was
+    singular; None where no inverse was needed.
     """
 
     weight: Tensor
     mask: Tensor
-    masked_loss: float
     loss: float
     damping: float | None
 
@@ -71,8 +70,7 @@ def _method(function: Callable[..., tuple[Tensor, Tensor, float | None]]) -> Met
         gram = gram.to(weight.device)
         found, mask, damping = function(wide, gram, pattern, wide == 0, **options)
         found = none(found.to(weight.dtype), mask)
-        masked = none(wide, mask)
-        return Pruned(found, mask, relative_loss(wide, masked, gram), relative_loss(wide, found, gram), damping)
+        return Pruned(found, mask, relative_loss(wide, found, gram), damping)
 
     METHODS[name] = prune
     return prune

@@ -141,3 +141,12 @@ def test_a_layer_that_no_input_reached_is_refused():
 def test_negative_damping_is_refused():
     with pytest.raises(CompressError, match=r"damping=-0.1 is negative"):
         Gram.of(inputs(4)).damped(-0.1)
+
+
+def test_a_factor_is_shared_until_more_inputs_come():
+    gram = Gram.of(inputs(8))
+    first = gram.damped(0.1)
+    assert gram.damped(0.1) is first
+    assert gram.damped(0.2).damping == 0.2
+    gram.add(inputs(8) + 1)
+    assert not torch.equal(gram.damped(0.1).matrix, first.matrix)
