@@ -12,9 +12,20 @@ if __name__ == "kernels":
 else:
     from fxcompress.kernels.attention import attention
     from fxcompress.kernels.causal_conv1d import causal_conv1d
+    from fxcompress.kernels.csr_linear import csr_linear
     from fxcompress.kernels.experts import experts
     from fxcompress.kernels.gated_delta import gated_delta
     from fxcompress.kernels.selective_scan import selective_scan
+    from fxcompress.kernels.sparse24_linear import sparse24_linear
     from fxcompress.kernels.ssd_scan import ssd_scan
 
-    __all__ = ["attention", "causal_conv1d", "experts", "gated_delta", "selective_scan", "ssd_scan"]
+    __all__ = [
+        "attention",
+        "causal_conv1d",
+        "csr_linear",
+        "experts",
+        "gated_delta",
+        "selective_scan",
+        "sparse24_linear",
+        "ssd_scan",
+    ]

@@ -19,17 +19,18 @@ from torch.library import CustomOpDef, custom_op, infer_schema
 Compute = Callable[..., Tensor]
 
 
-def define(reference: Compute, fake: Compute, cuda: Compute | None = None) -> CustomOpDef:
+def define(reference: Compute, fake: Compute, cuda: Compute | None = None, cpu: Compute | None = None) -> CustomOpDef:
     """Define ``fxcompress::<reference.__name__>``.
 
-    ``fake`` returns an empty output of the right shape; ``cuda`` computes the op on CUDA tensors instead of the
-    reference, forward only.
+    ``fake`` returns an empty output of the right shape; ``cuda`` and ``cpu`` compute the op on tensors there instead of
+    the reference, forward only.
     """
     name, reference = f"fxcompress::{reference.__name__}", _without_autocast(reference)
     op = custom_op(name, reference, mutates_args=())
     op.register_fake(fake)
-    if cuda is not None:
-        op.register_kernel("cuda", _without_autocast(cuda))
+    for device, compute in (("cuda", cuda), ("cpu", cpu)):
+        if compute is not None:
+            op.register_kernel(device, _without_autocast(compute))
     backward = _define_backward(f"{name}_backward", reference)
     op.register_autograd(lambda ctx, grad: _gradients(ctx, grad, backward), setup_context=_save_inputs)
     op.__doc__ = reference.__doc__

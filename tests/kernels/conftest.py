@@ -33,12 +33,23 @@ def experts(f: Callable[..., Tensor]) -> tuple:
     return f(7, 6), index, f(7, 2), f(4, 10, 6), f(4, 3, 5), f(4, 10), f(4, 3), True, "silu"
 
 
+def csr_linear(f: Callable[..., Tensor]) -> tuple:
+    crow, col = torch.tensor([0, 2, 2, 5, 6], dtype=torch.int32), torch.tensor([1, 4, 0, 2, 5, 3], dtype=torch.int32)
+    return f(2, 3, 6), crow, col, f(6), f(4)
+
+
+def sparse24_linear(f: Callable[..., Tensor]) -> tuple:
+    meta = torch.tensor([[4, 14], [9, 8], [12, 13], [4, 9], [14, 12]], dtype=torch.uint8)  # a + 4 b, a < b
+    return f(2, 3, 8), f(5, 4), meta, f(5)
+
+
 def gated_delta(f: Callable[..., Tensor]) -> tuple:
     q, k = (torch.nn.functional.normalize(f(2, 7, 2, 5), dim=-1) for _ in range(2))  # the rule takes keys of length 1
     return q, k, f(2, 7, 4, 3), -f(2, 7, 4).abs(), f(2, 7, 4).sigmoid(), 4
 
 
-OPS = {op.__name__: op for op in (attention, causal_conv1d, experts, gated_delta, selective_scan, ssd_scan)}
+ALL = (attention, causal_conv1d, csr_linear, experts, gated_delta, selective_scan, sparse24_linear, ssd_scan)
+OPS = {op.__name__: op for op in ALL}
 
 
 @pytest.fixture

@@ -1,0 +1,3 @@
+from fxcompress.kernels.csr_linear.op import csr_linear
+
+__all__ = ["csr_linear"]

@@ -1,0 +1,3 @@
+from fxcompress.kernels.sparse24_linear.op import sparse24_linear
+
+__all__ = ["sparse24_linear"]
