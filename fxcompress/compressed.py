@@ -18,6 +18,7 @@ from fxcompress.export.form import to_transformers
 from fxcompress.export.load import load as read
 from fxcompress.export.save import MAX_SHARD_SIZE, save
 from fxcompress.journal import Journal
+from fxcompress.lowered import restored
 from fxcompress.pipeline import Pass, Pipeline, check_values, listed
 from fxcompress.plan import Step
 from fxcompress.program import Program
@@ -25,6 +26,11 @@ from fxcompress.progress import Progress, silent
 from fxcompress.report import Report
 from fxcompress.source import Opened, open_source
 from fxcompress.verify import captured_equals_model
+
+KERNELS = (
+    "sparse kernels were chosen for the machine and the process that the model runs in. Files hold the weights"
+    " themselves: apply UseSparseKernels again after loading"
+)
 
 
 class CompressedModel(nn.Module):
@@ -54,13 +60,13 @@ class CompressedModel(nn.Module):
 
         Raises ``fxcompress.NotExpressible`` when no config of the class has these shapes.
         """
-        return to_transformers(self.program, self.steps)
+        return to_transformers(restored(self.program), self.steps)
 
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate with transformers, cache included; takes what ``generate`` of the original class takes."""
         if self._ordinary is None:
-            choice = choose(self.program, self.steps)
+            choice = choose(restored(self.program), self.steps)
             if choice.form is None:
                 raise NotExpressible(choice.why)
             self.__dict__["_ordinary"] = choice.form.loaded()  # not a submodule: its weights are these weights
@@ -73,8 +79,8 @@ class CompressedModel(nn.Module):
         max_shard_size: int | str = MAX_SHARD_SIZE,
         packed: bool = False,
     ) -> Path:
-        """Save to a new directory: see ``fxcompress.export.save.save``."""
-        return save(self.program, self.steps, self.report, path, source, max_shard_size, packed)
+        """Save to a new directory: see ``fxcompress.export.save.save``. Files hold weights, no choice of kernels."""
+        return save(restored(self.program), self.steps, self.report, path, source, max_shard_size, packed)
 
 
 def apply(
@@ -130,6 +136,8 @@ def compress_opened(
     if checked is not None:
         report.capture_error = checked["error"]
         report.notes |= {checked["name"]: f"not checked: {checked['why']}"} if checked["why"] else {}
+    if result.lowered:
+        report.notes |= {"kernels": KERNELS}
     return CompressedModel(result, [*opened.steps, *(record.step for record in pipeline.records)], report)
 
 
@@ -138,9 +146,9 @@ def open_model(model: nn.Module | Program | CompressedModel | str | Path, exampl
     if isinstance(model, str | Path):
         return open_source(model, example=example_inputs).opened()
     if isinstance(model, CompressedModel):
-        return Opened(model.program, list(model.steps), model.report)
+        return Opened(restored(model.program), list(model.steps), model.report)
     if isinstance(model, Program):
-        return Opened(model)
+        return Opened(restored(model))
     return Opened(capture(model, example_inputs), model=model)
 
 

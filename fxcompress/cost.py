@@ -18,6 +18,7 @@ from torch import fx
 from fxcompress import graph
 from fxcompress.axes import AxisMap
 from fxcompress.axis import size
+from fxcompress.lowered import held
 from fxcompress.program import Program
 from fxcompress.rule import RULES, Rule
 
@@ -27,7 +28,10 @@ CONVOLUTION = torch.ops.fxcompress.causal_conv1d.default
 
 @dataclass(frozen=True)
 class Figures:
-    """Costs of one program. Bytes are in the dtypes that the tensors have, states of scans in float32 at the least."""
+    """Costs of one program. Bytes are in the dtypes that the tensors have, states of scans in float32 at the least.
+
+    Zeros count, also where a sparse op holds a matrix without them.
+    """
 
     parameters: int
     weight_bytes: int
@@ -45,13 +49,13 @@ class Cost:
 
     def __init__(self, program: Program) -> None:
         self.axes = program.get(AxisMap)
-        parameters = [p for _, p in program.parameters()]
+        sizes = [(p.numel(), p.element_size()) for _, p in program.parameters()] + held(program)
         symbols = program.symbols()
         per_token, per_sequence = self._cache(symbols)
         length = LENGTH if len(symbols) > 1 else 1  # without a length, one sample is one token
         self.figures = Figures(
-            parameters=sum(p.numel() for p in parameters),
-            weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
+            parameters=sum(count for count, _ in sizes),
+            weight_bytes=sum(count * width for count, width in sizes),
             prefill_flops_per_token=round(self._flops(symbols, length, None) / length),
             decode_flops_per_token=round(self._flops(symbols, 1, LENGTH)),
             cache_bytes_per_token=per_token,

@@ -35,6 +35,12 @@ def set_tensor(module: torch.nn.Module, name: str, value: Tensor) -> None:
         module.register_buffer(leaf, value)
 
 
+def drop_tensor(module: torch.nn.Module, name: str) -> None:
+    """Remove the parameter or buffer at a dotted name."""
+    path, _, leaf = name.rpartition(".")
+    delattr(module.get_submodule(path), leaf)
+
+
 def calls(graph: fx.Graph) -> list[fx.Node]:
     """All calls of functions, as a list: the graph may be edited on the way."""
     return [node for node in graph.nodes if node.op == "call_function"]

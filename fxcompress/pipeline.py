@@ -197,7 +197,12 @@ class Pipeline:
 
 
 def _require_order(p: Pass, program: Program) -> None:
-    """Raise CompressError where a cut would go through what an earlier run has pruned."""
+    """Raise CompressError where a cut would go through what was pruned, or kernels would read weights from files."""
+    if p.kind == "runtime" and program.readers:
+        raise CompressError(
+            f"{p.name} is for a model that runs from memory, and the weights of this one are read from files: apply it"
+            " to fxcompress.load(...) of the result, or to the model itself"
+        )
     if p.cuts and program.sparse:
         name, pattern = next(iter(program.sparse.items()))
         raise CompressError(

@@ -32,16 +32,19 @@ class Step:
     """The decision of one pass: ``keep`` for cuts, ``remove`` for modules that are skipped.
 
     sparse: by parameter, the pattern of its zeros, "0.5" or "2:4"; which weights they are, the values say.
+    kernels: by parameter, the sparse op that multiplies by it. It was chosen on this machine, for the program that runs
+    there: JSON leaves it out.
     """
 
     name: str
     keep: Mapping[str, Tensor] = field(default_factory=dict)
     remove: tuple[str, ...] = ()
     sparse: Mapping[str, str] = field(default_factory=dict)
+    kernels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
-        return not self.keep and not self.remove and not self.sparse
+        return not self.keep and not self.remove and not self.sparse and not self.kernels
 
     def to_json(self) -> dict[str, Any]:
         written = {

@@ -33,6 +33,16 @@ class Origin:
     hooked: tuple[str, ...] = ()  # modules with forward hooks, which the graph follows and no config says
 
 
+@dataclass(frozen=True)
+class Lowered:
+    """A matrix that a sparse op holds in a form of its own, see ``fxcompress.lowered``: what it was before."""
+
+    op: str  # that multiplies by it, "csr_linear"
+    call: Any  # the op that did
+    shape: tuple[int, ...]
+    requires_grad: bool
+
+
 @dataclass
 class Program:
     """The entry point ``forward``: placeholders are the tensor inputs by name, outputs are flat, in ``out_spec``."""
@@ -47,6 +57,7 @@ class Program:
     numbering: dict[str, Tensor] = field(default_factory=dict)
     readers: dict[str, Callable[[], Tensor]] = field(default_factory=dict)  # values that are not in memory
     sparse: dict[str, str] = field(default_factory=dict)  # the pattern of a parameter's zeros, "0.5" or "2:4"
+    lowered: dict[str, Lowered] = field(default_factory=dict)  # matrices that sparse ops hold, by their names
     _analyses: dict[type, Any] = field(default_factory=dict, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -111,6 +122,7 @@ class Program:
             numbering=dict(self.numbering),
             readers=dict(self.readers),
             sparse=dict(self.sparse),
+            lowered=dict(self.lowered),
             _analyses={},
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ class Row:
     """What one group, module or matrix was asked to lose and what it lost; ``why`` says what kept it from it.
 
     loss: of a pruned matrix on calibration inputs, tr (W - W') H (W - W')ᵀ / tr W H Wᵀ.
+    times: what was timed -> seconds by the dense kernel and by the sparse one.
     """
 
     key: str
@@ -26,6 +27,7 @@ class Row:
     step: int = 1
     why: str = ""
     loss: float | None = None
+    times: Mapping[str, Sequence[float]] | None = None
 
 
 @dataclass(frozen=True)

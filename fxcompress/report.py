@@ -106,7 +106,7 @@ def collapse(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any], int]
     """Rows alike but for their key and loss, as one line: (first key, row with all their losses, how many)."""
     out: dict[tuple[Any, ...], tuple[str, dict[str, Any], int]] = {}
     for row in rows:
-        alike = tuple((k, v) for k, v in row.items() if k not in ("key", "loss"))
+        alike = tuple((k, repr(v)) for k, v in row.items() if k not in ("key", "loss"))
         first, kept, count = out.get(alike, (row["key"], {**row, "loss": []}, 0))
         kept["loss"] += [row["loss"]] if row.get("loss") is not None else []
         out[alike] = (first, kept, count + 1)
@@ -118,6 +118,11 @@ def losses(values: list[float]) -> str:
     return " to ".join(dict.fromkeys(f"{value:.2g}" for value in (min(values), max(values)))) if values else ""
 
 
+def times(values: Mapping[str, list[float]] | None) -> str:
+    """What was timed, by the dense kernel and by the sparse one."""
+    return ", ".join(f"{what} {1e3 * a:.3g} → {1e3 * b:.3g} ms" for what, (a, b) in (values or {}).items())
+
+
 def short(value: Any) -> str:
     """An option as text; of a long list of ids, how many there are."""
     return f"<{len(value)} values>" if isinstance(value, list) and len(value) > 12 else repr(value)
@@ -126,13 +131,16 @@ def short(value: Any) -> str:
 def _pass_table(entry: Mapping[str, Any]) -> Group:
     options = ", ".join(f"{k}={short(v)}" for k, v in entry["options"].items())
     table = Table(title=f"{entry['name']}({options})", title_justify="left")
-    pruned = any(row.get("loss") is not None for row in entry["rows"])
-    for name in ("group", "role", "of", "asked", "got", "step", *(["loss"] if pruned else []), "why not"):
+    pruned, timed = (any(row.get(name) is not None for row in entry["rows"]) for name in ("loss", "times"))
+    more = [*(["loss"] if pruned else []), *(["dense → sparse"] if timed else [])]
+    for name in ("group", "role", "of", "asked", "got", "step", *more, "why not"):
         table.add_column(name, justify="left" if name in ("group", "role", "why not") else "right", overflow="fold")
     for key, row, count in collapse(entry["rows"]):
         name = key if count == 1 else f"{key} and {count - 1} like it"
         told = [str(row["of"]), f"{row['asked']:g}", str(row["got"]), str(row["step"])]
-        table.add_row(name, row["role"], *told, *([losses(row["loss"])] if pruned else []), row["why"])
+        told += [losses(row["loss"])] if pruned else []
+        told += [times(row.get("times"))] if timed else []
+        table.add_row(name, row["role"], *told, row["why"])
     return Group(table, *(_law_line(law) for law in entry["laws"]))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from fxcompress.pages import environment
-from fxcompress.report import FIGURES, Report, collapse, losses
+from fxcompress.report import FIGURES, Report, collapse, losses, times
 
 
 def render(report: Report) -> str:
@@ -40,10 +40,14 @@ def _figure(name: str, before: int, after: int) -> dict[str, Any]:
 def _pass(entry: Mapping[str, Any]) -> dict[str, Any]:
     before, after = entry["before"]["parameters"], entry["after"]["parameters"]
     found = collapse(entry["rows"])
-    rows = [{**row, "key": key, "alike": count - 1, "loss": losses(row["loss"])} for key, row, count in found]
+    rows = [
+        {**row, "key": key, "alike": count - 1, "loss": losses(row["loss"]), "times": times(row.get("times"))}
+        for key, row, count in found
+    ]
     zeros = sum(row["got"] for row in entry["rows"] if row["role"] == "projection")
     pruned = any(row["loss"] for row in rows)
-    return {**entry, "rows": rows, "removed": before - after, "of": before, "zeros": zeros, "pruned": pruned}
+    told = {"pruned": pruned, "timed": any(row["times"] for row in rows)}
+    return {**entry, "rows": rows, "removed": before - after, "of": before, "zeros": zeros, **told}
 
 
 def _others(notes: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Carry a decision out on a program, in place: slice every tensor once, give size arguments anew, skip modules.
 
-Zeros are in the values: of a decision on them only their pattern is taken over.
+Zeros are in the values: of a decision on them only their pattern is taken over. Matrices may get sparse ops.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ from fxcompress.axes import AxisMap
 from fxcompress.axis import Dims, size
 from fxcompress.errors import CompressError
 from fxcompress.keep import Keep, Outer, is_cut, kept_indices, kept_size, select
+from fxcompress.lowered import lower
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.rule import RULES, Sizing, bind
 
 
 def rewrite(program: Program, step: Step) -> None:
-    """Apply a step to a program: cuts by its current axes, then removals."""
+    """Apply a step to a program: cuts by its current axes, then removals, then kernels."""
     if step.keep:
         axes = program.get(AxisMap)
         cut(program, axes, keep_by_axis(axes, step.keep))
     for path in step.remove:
         blocks.skip(program, path)
-    if step.keep or step.remove:
+    for name, op in step.kernels.items():
+        lower(program, name, op)
+    if step.keep or step.remove or step.kernels:
         program.changed()
     program.sparse |= step.sparse
 

@@ -62,6 +62,12 @@ class Request:
         if self.target not in ("transformers", "fxcompress"):
             raise CompressError(f"target={self.target!r} is unknown; there are transformers and fxcompress")
         read_size(self.max_shard_size)
+        for p in self.recipe.steps:
+            if p.kind == "runtime":
+                raise CompressError(
+                    f"{p.name} chooses kernels for a model that runs on this machine, and files hold weights alone:"
+                    f" apply it to fxcompress.load(...) of the result; `fxcompress kernels` shows what it would choose"
+                )
         if self.packed and not any(p.kind == "weights" for p in self.recipe.steps):
             raise CompressError("packed leaves out the zeros of pruned weights: add PruneWeights to the passes")
         if self.packed and self.target == "transformers":

@@ -62,6 +62,7 @@ _Few = BeforeValidator(_few)
 _OPEN = ConfigDict(extra="ignore", strict=True)
 _CLOSED = ConfigDict(extra="forbid", strict=True)
 _Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+_Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z")]
 _Texts = Annotated[dict[str, str], _Few]
 _Hashes = Annotated[dict[Annotated[str, AfterValidator(_file_name)], _Digest], _Few]
@@ -78,6 +79,7 @@ class _Row(BaseModel):
     step: _Count
     why: str
     loss: float | None = None
+    times: Annotated[dict[str, _Pair], _Few] | None = None
 
 
 class _Law(BaseModel):

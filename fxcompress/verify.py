@@ -7,6 +7,9 @@
 
 Of pruned weights: *pattern*, weights that have to be zero and are not; *elsewhere*, other tensors that have changed;
 *finite*, outputs that are not.
+
+Of matrices that sparse ops multiply by: *unpacked equals dense*, weights that are others when the matrix is brought
+back, and other tensors that have changed; *sparse equals dense*, the outputs.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from fxcompress.border import Border
 from fxcompress.errors import CaptureError, ProofError
 from fxcompress.evaluating import evaluating
 from fxcompress.keep import kept_size
+from fxcompress.lowered import unpacked
 from fxcompress.masked import MaskedRun, sizes_at_run_time
 from fxcompress.ondemand import widened
 from fxcompress.plan import Step
@@ -66,6 +70,8 @@ def check(before: Program, after: Program, step: Step) -> list[Law]:
     laws = [shapes(after), count(before, after, step)]
     if step.sparse:
         return [*laws, *zeros(before, after, step)]
+    if step.kernels:
+        return [*laws, unpacked_equals_dense(before, after, step), sparse_equals_dense(before, after)]
     if before.is_meta:
         why = "weights on meta have no values"
         return laws + [Law(name, None, why=why) for name in ("prune equals mask", "permutation")]
@@ -195,6 +201,23 @@ def zeros(before: Program, after: Program, step: Step) -> list[Law]:
         Law("elsewhere", float(len(elsewhere))),
         Law("finite", float(sum(int((~x.isfinite()).sum()) for x in outputs if x.is_floating_point()))),
     ]
+
+
+@torch.no_grad()
+def unpacked_equals_dense(before: Program, after: Program, step: Step) -> Law:
+    """Weights that are lost or moved in the forms that sparse ops hold, and other tensors that are not as before."""
+    wrong = sum(not _is_shared(before, after, name) for name in before.state if name not in step.kernels)
+    for name in step.kernels:
+        ours, theirs = before.read(name), unpacked(after, name)
+        wrong += int((ours != theirs).sum()) if ours.shape == theirs.shape else ours.numel()
+    return Law("unpacked equals dense", float(wrong))
+
+
+@torch.no_grad()
+def sparse_equals_dense(before: Program, after: Program) -> Law:
+    before, after = before.widened(), after.widened()
+    inputs = probe(before)
+    return Law("sparse equals dense", difference(before.run(*inputs), after.run(*inputs)), tolerance(before))
 
 
 def _is_shared(before: Program, after: Program, name: str) -> bool:

@@ -15,6 +15,7 @@ from fxcompress.passes.prune_ssm_state import PruneSSMState
 from fxcompress.passes.prune_vocabulary import PruneVocabulary
 from fxcompress.passes.prune_weights import PruneWeights
 from fxcompress.passes.remove_layers import RemoveLayers
+from fxcompress.passes.use_sparse_kernels import UseSparseKernels
 
 __all__ = [
     "PruneAttentionHeads",
@@ -32,4 +33,5 @@ __all__ = [
     "PruneVocabulary",
     "PruneWeights",
     "RemoveLayers",
+    "UseSparseKernels",
 ]

@@ -1,15 +1,11 @@
 """Seconds that a model takes on the device where it is: to read prompts, and to generate so many tokens for each.
 
-The median of several runs, after one that warms up. The original takes its turns in between, so that whatever else the
-machine does slows both, and their ratio can be trusted further than either.
+Timed beside the original, by turns (``fxcompress.timing``), so that their ratio can be trusted further than either.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from statistics import median
-from typing import Any, TypeAlias
+from collections.abc import Sequence
 
 import torch
 
@@ -18,10 +14,8 @@ from fxcompress.export.config import NotExpressible
 from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.searching.budget import Budget
+from fxcompress.timing import Work
 from fxcompress.verify import probe
-
-RUNS = 5
-Work: TypeAlias = "Callable[[], Any]"
 
 
 def work(program: Program, steps: Sequence[Step], load: Budget) -> Work:
@@ -43,22 +37,3 @@ def work(program: Program, steps: Sequence[Step], load: Budget) -> Work:
         return lambda: model(input_ids=ids, attention_mask=mask, use_cache=True)
     length = {"min_new_tokens": load.new, "max_new_tokens": load.new}  # no end of text ends it early
     return lambda: model.generate(input_ids=ids, attention_mask=mask, do_sample=False, use_cache=True, **length)
-
-
-@torch.no_grad()
-def compare(candidate: Work, original: Work, device: torch.device, runs: int = RUNS) -> tuple[float, float]:
-    """Median seconds of both, run by turns."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for run in range(runs + 1):
-        for each, taken in zip((candidate, original), seconds, strict=True):
-            started = _now(device)
-            each()
-            if run:  # the first warms up
-                taken.append(_now(device) - started)
-    return median(seconds[0]), median(seconds[1])
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -21,13 +21,14 @@ from fxcompress.score import Score
 from fxcompress.searching.budget import Budget
 from fxcompress.searching.candidates import Candidate
 from fxcompress.searching.depth import stack
-from fxcompress.searching.latency import Work, compare, work
+from fxcompress.searching.latency import work
 from fxcompress.searching.loss import zero_shot_loss
 from fxcompress.searching.profile import Profile
 from fxcompress.searching.space import Sizes, Space, said
 from fxcompress.source import Opened
 from fxcompress.statistics import Statistics
 from fxcompress.streamed import META
+from fxcompress.timing import Work, compare
 
 
 @dataclass(frozen=True)

@@ -35,4 +35,4 @@ def pack(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         compressed = weight.detach().to_sparse_csr()
-    return compressed.crow_indices().int(), compressed.col_indices().int(), compressed.values()
+    return compressed.crow_indices().int(), compressed.col_indices().int(), compressed.values().clone()

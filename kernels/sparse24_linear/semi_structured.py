@@ -36,7 +36,9 @@ def is_native(meta: Tensor) -> bool:
 
 
 def pack(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix (o, i) on CUDA in the layout of the library at hand: packed (o, ...) and meta (o, ...)."""
+    """A matrix (o, i) as packed and meta: on CUDA as the library at hand has it, elsewhere as the reference does."""
+    if not weight.is_cuda:
+        return reference.pack(weight)
     library: Any = SparseSemiStructuredTensorCUTLASS
     if torch.backends.cusparselt.is_available():
         library = SparseSemiStructuredTensorCUSPARSELT
@@ -47,10 +49,21 @@ def pack(weight: Tensor) -> tuple[Tensor, Tensor]:
     return made.packed.view(rows, -1), meta.view(rows, -1)
 
 
+def to_dense(packed: Tensor, meta: Tensor, columns: int) -> Tensor:
+    """The matrix itself. Raises CompressError for the layout of cuSPARSELt where there is no CUDA."""
+    if not is_native(meta):
+        return reference.to_dense(packed, meta)
+    if meta.numel():
+        return sparse_semi_structured_to_dense_cutlass(packed, meta)
+    if not packed.is_cuda:
+        raise CompressError(
+            "a 2:4 matrix is in the layout of cuSPARSELt, which is read on CUDA alone: move the model back to CUDA"
+        )
+    return torch._cslt_sparse_mm(packed, torch.eye(columns, dtype=packed.dtype, device=packed.device))
+
+
 def sparse24_linear(x: Tensor, packed: Tensor, meta: Tensor, bias: Tensor | None) -> Tensor:
     """See ``reference.sparse24_linear``, for every layout and wherever the tensors are."""
-    if not is_native(meta):
-        return reference.sparse24_linear(x, packed, meta, bias)
     wide, weight, bias = widen(x, to_dense(packed, meta, x.shape[-1]), bias)
     return F.linear(wide, weight, bias).to(x.dtype)
 
@@ -62,14 +75,3 @@ def cuda(x: Tensor, packed: Tensor, meta: Tensor, bias: Tensor | None) -> Tensor
     library: Any = SparseSemiStructuredTensorCUTLASS if meta.numel() else SparseSemiStructuredTensorCUSPARSELT
     weight = library((packed.shape[0], x.shape[-1]), packed, meta if meta.numel() else None, None, None, None)
     return F.linear(x, weight, bias).contiguous()
-
-
-def to_dense(packed: Tensor, meta: Tensor, columns: int) -> Tensor:
-    """The matrix itself. Raises CompressError for the layout of cuSPARSELt where there is no CUDA."""
-    if meta.numel():
-        return sparse_semi_structured_to_dense_cutlass(packed, meta)
-    if not packed.is_cuda:
-        raise CompressError(
-            "a 2:4 matrix is in the layout of cuSPARSELt, which is read on CUDA alone: move the model back to CUDA"
-        )
-    return torch._cslt_sparse_mm(packed, torch.eye(columns, dtype=packed.dtype, device=packed.device))

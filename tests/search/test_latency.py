@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from fxcompress.searching import latency
+from fxcompress import timing
 from fxcompress.searching.budget import Budget
-from fxcompress.searching.latency import compare, work
+from fxcompress.searching.latency import work
+from fxcompress.timing import compare
 from tests import models
 
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ def test_the_median_counts_and_the_first_run_warms_up(monkeypatch):
     def run():
         clock[0] += next(taken)
 
-    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
     assert compare(run, run, CPU, runs=3) == (2, 20)
 
 
