@@ -25,6 +25,7 @@ from fxcompress.program import Program
 from fxcompress.progress import Progress, silent
 from fxcompress.report import Report
 from fxcompress.source import Opened, open_source
+from fxcompress.sparse_modules import put_sparse
 from fxcompress.verify import captured_equals_model
 
 KERNELS = (
@@ -69,7 +70,9 @@ class CompressedModel(nn.Module):
             choice = choose(restored(self.program), self.steps)
             if choice.form is None:
                 raise NotExpressible(choice.why)
-            self.__dict__["_ordinary"] = choice.form.loaded()  # not a submodule: its weights are these weights
+            ordinary = choice.form.loaded()
+            put_sparse(ordinary, self.program, choice.form.names)
+            self.__dict__["_ordinary"] = ordinary  # not a submodule: its weights are these weights
         return self._ordinary.generate(*args, **kwargs)
 
     def save_pretrained(

@@ -59,10 +59,13 @@ def candidates(program: Program) -> list[Candidate]:
 
 def _candidate(program: Program, p: Projection) -> Candidate:
     weights, why = program.state[p.name].numel(), why_dense(program, p)
-    if program.is_meta or why:
+    if program.is_meta:
         return Candidate(p.name, weights, 0, None, why or "weights on meta have no values, nothing was timed")
     value = program.read(p.name)
-    zeros, (_, outputs, columns) = int((value == 0).sum()), p.matrices(value).shape
+    zeros = int((value == 0).sum())
+    if why:
+        return Candidate(p.name, weights, zeros, None, why)
+    _, outputs, columns = p.matrices(value).shape
     pattern = program.sparse.get(p.name, "")
     if program.device.type == "cuda" and columns % 4 == 0 and not missing_zeros(p.matrices(value), "2:4"):
         pattern = "2:4"

@@ -78,7 +78,7 @@ def why_dense(program: Program, p: Projection) -> str:
 
 def lower(program: Program, name: str, op: str) -> None:
     """Let a sparse op multiply by a parameter, in place; ``program.changed()`` is to follow."""
-    weight, users = program.state[name], program.graph.find_nodes(op="get_attr", target=name)
+    weight, users = graph.get_attr(program.module, name), program.graph.find_nodes(op="get_attr", target=name)
     calls = [user for node in users for user in node.users]
     program.lowered[name] = Lowered(op, calls[0].target, tuple(weight.shape), weight.requires_grad)
     made = FORMATS[op].pack(_matrix(weight.detach(), calls[0].target))
@@ -119,7 +119,7 @@ def restored(program: Program) -> Program:
 def unpacked(program: Program, name: str) -> Tensor:
     """The value of a parameter that a sparse op holds."""
     was = program.lowered[name]
-    parts = [program.read(part) for part in FORMATS[was.op].names(name)]
+    parts = [graph.get_attr(program.module, part) for part in FORMATS[was.op].names(name)]
     columns = was.shape[-1] if was.call is aten.linear.default else was.shape[0]
     return _matrix(FORMATS[was.op].to_dense(*parts, columns), was.call).contiguous()
 

@@ -78,7 +78,11 @@ class Report:
         return render(self)
 
     def __rich__(self) -> Group:
-        return Group(self._summary_table(), *(_pass_table(entry) for entry in self.passes))
+        return Group(self._summary_table(), self.passes_alone())
+
+    def passes_alone(self) -> Group:
+        """A table for every pass, without what they have changed together."""
+        return Group(*(_pass_table(entry) for entry in self.passes))
 
     def _summary_table(self) -> Table:
         table = Table(title="Before and after", title_justify="left")

@@ -206,9 +206,10 @@ def zeros(before: Program, after: Program, step: Step) -> list[Law]:
 @torch.no_grad()
 def unpacked_equals_dense(before: Program, after: Program, step: Step) -> Law:
     """Weights that are lost or moved in the forms that sparse ops hold, and other tensors that are not as before."""
-    wrong = sum(not _is_shared(before, after, name) for name in before.state if name not in step.kernels)
+    state, now = before.state, after.state
+    wrong = sum(now.get(name) is not tensor for name, tensor in state.items() if name not in step.kernels)
     for name in step.kernels:
-        ours, theirs = before.read(name), unpacked(after, name)
+        ours, theirs = state[name], unpacked(after, name)
         wrong += int((ours != theirs).sum()) if ours.shape == theirs.shape else ours.numel()
     return Law("unpacked equals dense", float(wrong))
 

@@ -46,7 +46,7 @@ NEEDED = {"ratio": 0.5, "tokens": [0], "layers": [0], "sparsity": 0.5}
 def test_every_option_with_a_default_can_be_written_as_that_default(name):
     """The types of all fields are understood: none is refused for what it is by default."""
     names = [f.name for f in fields(PASSES[name])]
-    options = next({key: value} for key, value in NEEDED.items() if key in names)
+    options = next(({key: value} for key, value in NEEDED.items() if key in names), {})
     given = {f.name: f.default for f in fields(PASSES[name]) if f.init and f.default not in (MISSING, None, ())}
     text = ", ".join(f"{key}={value!r}" for key, value in {**given, **options}.items())
     assert Recipe.parse_pass(f"{name}({text})") == Recipe.parse_pass(

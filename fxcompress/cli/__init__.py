@@ -1,4 +1,4 @@
-"""The command line: ``fxcompress inspect | compress | search | verify | report``.
+"""The command line: ``fxcompress inspect | compress | search | verify | kernels | report``.
 
 Exit codes: 0 done; 1 ``verify`` found a law that does not hold; 2 the request cannot be carried out; 3 a proof failed,
 which is a fault of fxcompress; 130 interrupted.
@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from fxcompress.cli.compress import compress
 from fxcompress.cli.inspect import inspect
+from fxcompress.cli.kernels import kernels
 from fxcompress.cli.report import report
 from fxcompress.cli.search import search
 from fxcompress.cli.verify import verify
@@ -51,7 +52,7 @@ def _leave(code: int, message: str, error: BaseException) -> None:
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (inspect, compress, search, verify, report):
+for command in (inspect, compress, search, verify, kernels, report):
     app.command()(command)
 
 
