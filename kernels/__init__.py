@@ -2,7 +2,8 @@
 
 A model's scan, convolution, attention or experts are each one node of the graph, whatever shapes they run on, with
 a rule that ties its axes and a cost. In a folder, ``reference.py`` says in plain PyTorch what the op computes and
-``op.py`` registers it; ``triton.py``, where there is one, is the kernel for CUDA tensors.
+``op.py`` registers it; ``triton.py``, where there is one, is the kernel for CUDA tensors. Files of other names call a
+library's kernels.
 """
 
 if __name__ == "kernels":

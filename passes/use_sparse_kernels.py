@@ -122,11 +122,11 @@ class UseSparseKernels(Pass):
 
     def _why_slower(self, times: Mapping[str, list[float]], margin: float) -> str:
         """Where sparse has to win and does not, empty where it does."""
-        said = []
+        said: dict[str, list[str]] = {}
         for phase in [phase for phase in times if self.decides in (phase, "both")]:
             dense, sparse = times[phase]
             if sparse > dense:
-                said.append(f"dense is faster at {phase}")
+                said.setdefault("dense is faster", []).append(phase)
             elif sparse > (1 - margin) * dense:
-                said.append(f"sparse is faster by less than {100 * margin:g} % at {phase}")
-        return " and ".join(said)
+                said.setdefault(f"sparse is faster by less than {100 * margin:g} %", []).append(phase)
+        return ", ".join(f"{what} at {' and '.join(phases)}" for what, phases in said.items())

@@ -3,8 +3,8 @@
     .venv/bin/python tools/results.py            everything; the matrix takes the longest
     .venv/bin/python tools/results.py faults     one section, or some: matrix, families, faults, programs, peers, ...
 
-The sections programs, peers, mishaps, kills and demo show what tools/fuzz.py, tools/peers/compare.py, tools/mishaps.py,
-tools/kill.py and tools/demo wrote last.
+The sections programs, peers, sparse, mishaps, kills and demo show what tools/fuzz.py, tools/peers/compare.py,
+tools/sparse_times.py, tools/mishaps.py, tools/kill.py and tools/demo wrote last.
 """
 
 from __future__ import annotations
@@ -153,6 +153,43 @@ def weights() -> str:
     )
 
 
+def sparse_times() -> str:
+    """What the last run of tools/sparse_times.py wrote."""
+    file = ROOT / "sparse-times-output" / "sparse_times.json"
+    if not file.is_file():
+        return "Run `.venv/bin/python tools/sparse_times.py --json sparse-times-output/sparse_times.json` first."
+    told = json.loads(file.read_text())
+    found = list(told["cells"].values())
+    parts = [
+        f"`tools/sparse_times.py`: torch {told['torch']}, {told['threads']} thread, {told['vectors']}; median"
+        " milliseconds of one product, float32, dense → compressed rows, by turns; bold where rows are faster by 5 %,"
+        " and dense bfloat16 in brackets. While other programs ran as well.\n\n"
+        + _times_by_tokens([cell for cell in found if cell["device"] == "cpu"], "csr")
+    ]
+    on_cuda = [cell for cell in found if cell["device"] != "cpu"]
+    if on_cuda:
+        parts.append(f"On {on_cuda[0]['device']}, bfloat16, dense → 2:4:\n\n{_times_by_tokens(on_cuda, '2:4')}")
+    return "\n\n".join(parts)
+
+
+def _times_by_tokens(cells: list[dict[str, Any]], sparse: str) -> str:
+    """A line for each matrix, a column for each number of tokens."""
+    tokens = list(dict.fromkeys(cell["tokens"] for cell in cells))
+    lines: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        dense, ours, *narrow = (
+            1e3 * cell["seconds"][k] for k in ("dense", sparse, "dense bfloat16") if k in cell["seconds"]
+        )
+        text = f"{dense:.3g} → {ours:.3g}"
+        text = f"**{text}**" if ours <= 0.95 * dense else text
+        line = "×".join(map(str, cell["shape"])), f"{100 * cell.get('sparsity', 0.5):g} %"
+        lines.setdefault(line, []).append(text + "".join(f" ({t:.3g})" for t in narrow))
+    return table(
+        ("matrix", "zeros", *(f"{n} token{'s' * (n > 1)}" for n in tokens)),
+        [(*line, *row) for line, row in lines.items()],
+    )
+
+
 def mishaps() -> str:
     """What the last run of tools/mishaps.py wrote."""
     file = ROOT / "mishaps-output" / "mishaps.json"
@@ -229,6 +266,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "large": ("Models larger than the memory allowed for them", large),
     "importance": ("Which score loses least", importance),
     "weights": ("Which method of weight pruning loses least", weights),
+    "sparse": ("Where sparse kernels are faster", sparse_times),
     "mishaps": ("What goes wrong", mishaps),
     "kills": ("Killed runs", kills),
     "bench": ("Time of capture and analysis", bench),

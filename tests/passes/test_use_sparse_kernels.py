@@ -143,7 +143,7 @@ def test_where_dense_wins_it_stays_and_both_times_are_told(clock):
     assert (row["role"], row["got"]) == ("dense", 0)
     assert row["asked"] == 80 * 43
     assert row["times"] == {"prefill": [1.0, 1.5], "decode": [1.0, 1.5]}
-    assert row["why"] == "dense is faster at prefill and dense is faster at decode"
+    assert row["why"] == "dense is faster at prefill and decode"
     assert "prefill 1e+03 → 1.5e+03 ms" in " ".join(small.report.to_text(400).split())
     assert "prefill 1e+03 → 1.5e+03 ms" in small.report.to_html()
     assert WHOLE not in rows(small)
@@ -171,7 +171,7 @@ def test_what_wins_alone_and_not_in_the_whole_model_is_taken_back(clock):
     assert not small.program.lowered
     assert rows(small)[UP]["why"] == "faster alone, not in the whole model"
     assert rows(small)[UP]["got"] == 0
-    assert rows(small)[WHOLE]["why"] == "dense is faster at prefill and dense is faster at decode"
+    assert rows(small)[WHOLE]["why"] == "dense is faster at prefill and decode"
 
 
 def test_the_real_clock_gives_two_times_for_each_phase():
@@ -198,7 +198,7 @@ def test_experts_and_what_others_read_stay_dense_and_the_report_says_why():
 
 def test_on_the_cpu_2_4_and_bfloat16_are_timed_as_rows_and_the_report_says_why(clock):
     clock(1.5)
-    slower = "dense is faster at prefill and dense is faster at decode"
+    slower = "dense is faster at prefill and decode"
     small = fxcompress.apply(pruned(pattern="2:4"), [UseSparseKernels(length=16)])
     assert rows(small)[UP]["why"] == f"{slower}; 2:4 has kernels on CUDA alone"
     small = fxcompress.apply(pruned(dtype=torch.bfloat16), [UseSparseKernels(length=16)])
@@ -278,7 +278,8 @@ def failing(before, after, step) -> set[str]:
 def test_a_wrong_index_is_found_by_both_laws():
     before, after, step, name = lowered_gpt2()
     assert not failing(before, after, step)
-    after.state[f"{name}_col"][3] += 1
+    col = after.state[f"{name}_col"]
+    col[3] = (col[3] + 1) % 48
     assert failing(before, after, step) == {"unpacked equals dense", "sparse equals dense"}
 
 
