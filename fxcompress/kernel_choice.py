@@ -15,8 +15,9 @@ from fxcompress.lowered import CALLS, why_dense
 from fxcompress.program import Program
 from fxcompress.projections import Projection, projections
 from fxcompress.rule import bind
-from fxcompress.sparse import missing_zeros
+from fxcompress.weights.pattern import NM
 
+TWO_OF_FOUR = NM(keep=2, of=4)
 LEAST = 0.4  # of the weights are zero: with fewer, no kernel here has a chance
 
 
@@ -67,7 +68,7 @@ def _candidate(program: Program, p: Projection) -> Candidate:
         return Candidate(p.name, weights, zeros, None, why)
     _, outputs, columns = p.matrices(value).shape
     pattern = program.sparse.get(p.name, "")
-    if program.device.type == "cuda" and columns % 4 == 0 and not missing_zeros(p.matrices(value), "2:4"):
+    if program.device.type == "cuda" and columns % 4 == 0 and not TWO_OF_FOUR.missing(p.matrices(value) == 0):
         pattern = "2:4"
     bias = bind(p.calls[0]).get(CALLS[p.calls[0].target][2]) is not None
     shape = Shape("", outputs, columns, round(zeros / weights, 2), pattern, value.dtype, p.dim == -2, bias)

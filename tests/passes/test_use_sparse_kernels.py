@@ -110,7 +110,7 @@ def test_no_copy_of_the_dense_matrix_is_kept_and_figures_do_not_change():
     assert UP not in small.program.state
     held = [name.removeprefix("graph_module.") for name in small.state_dict() if UP in name]
     assert held == [f"{UP}_crow", f"{UP}_col", f"{UP}_values"]
-    assert len(small.program.read(f"{UP}_values")) == 80 * 5
+    assert len(small.program.read(f"{UP}_values")) == int((pruned().program.read(UP) != 0).sum())
     assert small.program.get(Cost).figures == pruned().program.get(Cost).figures
 
 
@@ -141,7 +141,7 @@ def test_where_dense_wins_it_stays_and_both_times_are_told(clock):
     assert ops(small.program) == ops(pruned().program)
     row = rows(small)[UP]
     assert (row["role"], row["got"]) == ("dense", 0)
-    assert row["asked"] == 80 * 43
+    assert row["asked"] == int((pruned().program.read(UP) == 0).sum())
     assert row["times"] == {"prefill": [1.0, 1.5], "decode": [1.0, 1.5]}
     assert row["why"] == "dense is faster at prefill and decode"
     assert "prefill 1e+03 → 1.5e+03 ms" in " ".join(small.report.to_text(400).split())
