@@ -175,7 +175,8 @@ def _program(model: nn.Module, exported: torch.export.ExportedProgram, inputs: t
     unused = {name: tensor for name, tensor in tensors.items() if name not in used}
     config, generation = getattr(model, "config", None), getattr(model, "generation_config", None)
     origin = Origin(type(model), config if isinstance(model, PreTrainedModel) else None, generation, _hooked(model))
-    return Program(module, inputs, exported.call_spec.out_spec, origin, names, unused)
+    values = graph.valued(module.graph)
+    return Program(module, inputs, exported.call_spec.out_spec, origin, names, unused, _valued=values)
 
 
 def _hooked(model: nn.Module) -> tuple[str, ...]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import py_sym_types
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
@@ -95,13 +98,65 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(item)
 
 
-def refresh(module: fx.GraphModule) -> None:
-    """Compute every node's fake value anew, with the symbols of the inputs as they are."""
+@dataclass(frozen=True)
+class Valued:
+    """A node's fake value and the call that it is the value of."""
+
+    target: Any
+    args: Any
+    kwargs: Any
+    value: Any
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Valued:
+        return cls(node.target, node.args, node.kwargs, node.meta.get("val"))
+
+    def still(self, node: fx.Node) -> bool:
+        """Are they the very objects? An edit of a node gives it others."""
+        parts = (node.target, node.args, node.kwargs, node.meta.get("val"))
+        return all(a is b for a, b in zip((self.target, self.args, self.kwargs, self.value), parts, strict=True))
+
+
+def valued(graph: fx.Graph) -> dict[fx.Node, Valued]:
+    """All nodes, each with the call that its fake value is of: to be taken when the values are as they should be."""
+    return {node: Valued.of(node) for node in graph.nodes}
+
+
+def refresh(module: fx.GraphModule, known: Mapping[fx.Node, Valued] = MappingProxyType({})) -> None:
+    """Compute every node's fake value anew, with the symbols of the inputs as they are.
+
+    A call that is as ``known`` has it keeps its value unless that of an input has become another.
+    """
     placeholders = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
     mode: Any = next(value.fake_mode for value in placeholders if isinstance(value, FakeTensor))
     env: ShapeEnv = mode.shape_env
     with env.ignore_fresh_unbacked_symbols():
-        FakeTensorProp(module, mode).propagate_dont_convert_inputs(*placeholders)
+        _Refresh(module, mode, known).propagate_dont_convert_inputs(*placeholders)
+
+
+class _Refresh(FakeTensorProp):
+    def __init__(self, module: fx.GraphModule, mode: FakeTensorMode, known: Mapping[fx.Node, Valued]) -> None:
+        super().__init__(module, mode)
+        self.known, self.changed = known, set[fx.Node]()
+
+    def run_node(self, node: fx.Node) -> Any:
+        known = self.known.get(node)
+        if node.op == "call_function" and known and known.still(node) and self.changed.isdisjoint(node.all_input_nodes):
+            return known.value
+        result = super().run_node(node)
+        if known is None or _described(known.value) != _described(node.meta.get("val")):
+            self.changed.add(node)
+        return result
+
+
+def _described(value: Any) -> Any:
+    """All that the value of a call depends on: sizes, strides, type and device. Sizes are not compared, which would ask
+    for guards, but their expressions."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.device, *map(_described, (*value.shape, *value.stride()))
+    if isinstance(value, list | tuple):
+        return tuple(map(_described, value))
+    return value.node.expr if isinstance(value, py_sym_types) else value
 
 
 def shapes_for(module: fx.GraphModule, *inputs: Tensor) -> Any:

@@ -59,6 +59,7 @@ class Program:
     sparse: dict[str, str] = field(default_factory=dict)  # the pattern of a parameter's zeros, "0.5" or "2:4"
     lowered: dict[str, Lowered] = field(default_factory=dict)  # matrices that sparse ops hold, by their names
     _analyses: dict[type, Any] = field(default_factory=dict, repr=False)
+    _valued: dict[fx.Node, graph.Valued] = field(default_factory=dict, repr=False)  # whose fake values are right
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         flat = self.run(*self.bind(*args, **kwargs))
@@ -112,9 +113,10 @@ class Program:
 
     def clone(self) -> Program:
         """A program of its own graph over the same tensors."""
-        copied = fx.Graph()
-        output = copied.graph_copy(self.graph, {})
+        copied, nodes = fx.Graph(), dict[fx.Node, fx.Node]()
+        output = copied.graph_copy(self.graph, nodes)
         copied.output(output).meta = dict(next(n for n in self.graph.nodes if n.op == "output").meta)
+        right = [new for old, new in nodes.items() if old in self._valued and self._valued[old].still(old)]
         return replace(
             self,
             module=fx.GraphModule(self.module, copied),
@@ -124,6 +126,7 @@ class Program:
             sparse=dict(self.sparse),
             lowered=dict(self.lowered),
             _analyses={},
+            _valued={node: graph.Valued.of(node) for node in right},
         )
 
     def set_state(self, name: str, value: Tensor) -> None:
@@ -134,7 +137,8 @@ class Program:
         graph.drop_dead_code(self.graph)
         self.graph.lint()
         self.module.recompile()
-        graph.refresh(self.module)
+        graph.refresh(self.module, self._valued)
+        self._valued = graph.valued(self.graph)
         self._analyses.clear()
 
     def map_state(self, function: Callable[[str, Tensor], Tensor]) -> Program:
