@@ -16,13 +16,16 @@ from fxcompress.program import Program
 from fxcompress.stored import Stored
 
 
-def open_program(checkpoint: Checkpoint, example_inputs: Any = None) -> tuple[Program, Any]:
+def open_program(
+    checkpoint: Checkpoint, example_inputs: Any = None, captured: Program | None = None
+) -> tuple[Program, Any]:
     """The program and the model itself, in float32 at the least; both read the weights where they use them.
 
-    Raises CompressError for files that do not hold all that the model needs.
+    captured: the checkpoint's model on ``meta``, where it has been traced already. Raises CompressError for files that
+    do not hold all that the model needs.
     """
     stored = checkpoint.stored()
-    program = capture(stored.model, example_inputs)
+    program = capture(stored.model, example_inputs) if captured is None else captured.clone()
     program.readers = _readers(program, stored, buffers(checkpoint.on_meta()))
     if program.is_meta:
         lost = next(name for name, t in program.state.items() if t.is_meta and name not in program.readers)

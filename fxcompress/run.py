@@ -168,7 +168,7 @@ def carry_out(request: Request, planned: Planned, out: str | Path, progress: Pro
     hashes = _hashes(request, progress)
     with journaled(folder, _key(request, planned, hashes)) as (beside, journal):
         _tidy(beside, journal)
-        opened = request.source.opened(request.random)
+        opened = request.source.opened(request.random, planned.original.program)
         small = compress_opened(
             opened, request.recipe.steps, planned.batches, request.verify, progress, journal, request.statistics
         )

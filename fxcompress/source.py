@@ -76,15 +76,18 @@ class Source:
                 program.sparse = dict(read_manifest(self.folder).get("sparse", {}))
             return Opened(program)
 
-    def opened(self, random: bool = False) -> Opened:
-        """The model with its values, which stay in the files until they are used; or with random ones in memory."""
+    def opened(self, random: bool = False, captured: Program | None = None) -> Opened:
+        """The model with its values, which stay in the files until they are used; or with random ones in memory.
+
+        captured: what ``on_meta`` gave, so that it is not traced again.
+        """
         if random:
             return self._made_up()
         with self.progress(f"opening {self.path.name}"):
             if self.is_result:
                 return Opened(*load(self.folder))
             assert self.checkpoint is not None
-            program, model = open_program(self.checkpoint, self.example)
+            program, model = open_program(self.checkpoint, self.example, captured)
             return Opened(program, model=model)
 
     def _made_up(self) -> Opened:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fxcompress
-from fxcompress import CompressError, capture, observe, verify
+from fxcompress import CompressError, capture, observe, opened, source, verify
 from fxcompress.axes import AxisMap
 from fxcompress.checkpoint import read_checkpoint
 from fxcompress.graph import calls
@@ -158,3 +158,11 @@ def test_nan_in_a_file_is_found_before_any_pass(saved, tmp_path):
     (tmp_path / "model" / "config.json").write_text((saved("llama") / "config.json").read_text())
     with pytest.raises(CompressError, match=r"model\.norm\.weight \(48,\) holds 1 values that are NaN or Inf"):
         fxcompress.apply(tmp_path / "model", [PruneFFN(ratio=0.25)])
+
+
+def test_what_was_traced_for_the_plan_is_not_traced_again(saved, tmp_path, monkeypatch):
+    traced = []
+    for module in (source, opened):
+        monkeypatch.setattr(module, "capture", lambda model, *given: traced.append(model) or capture(model, *given))
+    fxcompress.compress(saved("llama"), tmp_path / "out", [PruneFFN(ratio=0.25)])
+    assert len(traced) == 1
