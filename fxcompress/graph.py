@@ -76,10 +76,12 @@ def module_paths(node: fx.Node) -> list[str]:
 
 
 def replace_arguments(graph: fx.Graph, function: Callable[[Any], Any]) -> None:
-    """Map every constant argument of every call."""
+    """Map every constant argument of every call; one whose arguments stay as they are counts as not edited."""
     for node in calls(graph):
-        node.args = fx.node.map_aggregate(node.args, lambda a: a if isinstance(a, fx.Node) else function(a))
-        node.kwargs = fx.node.map_aggregate(node.kwargs, lambda a: a if isinstance(a, fx.Node) else function(a))
+        before = node.args, node.kwargs
+        after = fx.node.map_aggregate(before, lambda a: a if isinstance(a, fx.Node) else function(a))
+        if after != before:
+            node.args, node.kwargs = after
 
 
 def map_inputs(graph: fx.Graph, function: Callable[[Tensor], Tensor]) -> None:

@@ -107,3 +107,12 @@ def test_inputs_of_another_dtype_reach_all_that_is_made_of_them():
     program = models.captured("llama", torch.float32).in_float64()
     values = [t for node in graph.calls(program.graph) for t in graph.tensors(node.meta["val"])]
     assert {t.dtype for t in values if t.is_floating_point()} == {torch.float64}
+
+
+def test_on_the_device_where_it_is_nothing_is_computed_anew(monkeypatch):
+    nodes = computed(monkeypatch)
+    models.captured("llama").on_device(torch.device("cpu"))
+    assert inner_calls(nodes) == []
+    moved = models.captured("llama").on_device(torch.device("meta"))
+    values = [t for node in graph.calls(moved.graph) for t in graph.tensors(node.meta["val"])]
+    assert {t.device.type for t in values} == {"meta"}
