@@ -1,5 +1,6 @@
 """What holds for every test: one thread, no network, examples without a deadline; GPU tests only with a GPU."""
 
+import gc
 import os
 
 # Read when torch, triton and huggingface_hub are imported, so before the imports below.
@@ -24,3 +25,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what torch and transformers have made on import, most of all objects, out of every search for garbage."""
+    gc.collect()
+    gc.freeze()
