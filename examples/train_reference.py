@@ -11,7 +11,6 @@ card. Given again, the command goes on where it was stopped or killed, with the 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import math
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from reference import card, fused, sizes, texts
+from reference import card, fused, memory, sizes, texts
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -62,16 +61,20 @@ class Text:
 
 def main(arguments: argparse.Namespace) -> None:
     size, deadline = sizes.SIZES[arguments.size], time.monotonic() + 60 * arguments.minutes
-    keep_freed_memory()
-    fused.install()
     text = prepare(arguments, size)
-    for model in arguments.models:
-        trials = [Run(model, rate, size.trial_steps) for rate in size.rates]
-        tried = {run: train(run, size, text, arguments.output, deadline) for run in trials}
-        best = min(trials, key=lambda run: tried[run][-1]["bits_per_byte"])
-        run = Run(model, best.rate, size.steps)
-        history = train(run, size, text, arguments.output, deadline)
-        finish(run, history, tried, size, text, arguments.output)
+    with memory.kept(), fused.installed():
+        for model in arguments.models:
+            train_and_finish(model, size, text, arguments.output, deadline)
+
+
+def train_and_finish(model: str, size: sizes.Size, text: Text, folder: Path, deadline: float) -> None:
+    """A trial of every learning rate, the full run at the best of them, and the model to keep."""
+    trials = [Run(model, rate, size.trial_steps) for rate in size.rates]
+    tried = {run: train(run, size, text, folder, deadline) for run in trials}
+    best = min(trials, key=lambda run: tried[run][-1]["bits_per_byte"])
+    run = Run(model, best.rate, size.steps)
+    history = train(run, size, text, folder, deadline)
+    finish(run, history, tried, size, text, folder)
 
 
 def prepare(arguments: argparse.Namespace, size: sizes.Size) -> Text:
@@ -212,15 +215,6 @@ def replace(path: Path, write: Any) -> None:
     beside = path.with_name(f"new-{path.name}")
     write(beside)
     beside.replace(path)
-
-
-def keep_freed_memory() -> None:
-    """Let malloc of glibc take no memory from the system block by block: its page faults took two thirds of a step."""
-    if sys.platform == "linux":
-        m_trim_threshold, m_mmap_max = -1, -4
-        libc = ctypes.CDLL(None)
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ The references in ``fxcompress.kernels`` are exact for any decay and any length;
 intermediates have the channels last, as the projections have them: with the length last, loops gather single values.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, einsum
@@ -11,10 +14,18 @@ from transformers.models.mamba2 import modeling_mamba2
 from transformers.models.nemotron_h import modeling_nemotron_h
 
 
-def install() -> None:
-    """Lead the Mamba-2 layers of transformers to the functions below, for all of this process."""
-    for modeling in (modeling_mamba2, modeling_nemotron_h):
-        modeling.mamba2_chunk_scan, modeling.causal_conv1d_fn = ssd_scan, causal_conv1d
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """Within this context, the Mamba-2 layers of transformers call the functions below."""
+    files = (modeling_mamba2, modeling_nemotron_h)
+    saved = [(file.mamba2_chunk_scan, file.causal_conv1d_fn) for file in files]
+    for file in files:
+        file.mamba2_chunk_scan, file.causal_conv1d_fn = ssd_scan, causal_conv1d
+    try:
+        yield
+    finally:
+        for file, functions in zip(files, saved, strict=True):
+            file.mamba2_chunk_scan, file.causal_conv1d_fn = functions
 
 
 def ssd_scan(
