@@ -33,7 +33,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WARM_UP, LEVEL = 0.02, 0.9  # parts of a run: up to the first the learning rate rises, from the second it stays
 LEAST = 0.02  # of the learning rate is what stays
 EVALUATIONS = 20  # in a run, each on every PART-th window
-PART = 8
+PART = 24
 SAVE_SECONDS = 300
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import fxcompress
 
@@ -106,3 +106,19 @@ def test_compiled_model_is_the_same_function(run):
     assert example["error"] < 1e-5
     before, after = figures(example["small"], "parameters")
     assert before - after == 2 * 3 * 64 * 40  # layers, projections, width, a quarter of the neurons
+
+
+def test_reference_models_are_trained_and_load_with_their_card(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # compiling takes minutes
+    text, output = tmp_path / "text.txt", tmp_path / "output"
+    text.write_text("It was a dark and stormy night; the rain fell in torrents. " * 60)
+    arguments = (str(text), str(text), "--output", str(output), "--size", "tiny", "--models", "mamba2")
+    for _ in range(2):  # the second time nothing is left to do
+        run("train_reference", *arguments)
+    folder = output / "models" / "mamba2"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16
+    assert tokenizer.decode(tokenizer("a dark night")["input_ids"]) == "a dark night"
+    assert f"| {model.num_parameters():,} |" in (folder / "README.md").read_text()
+    assert len(list(output.glob("mamba2-*/log.jsonl"))) == 4  # three learning rates, and the best in full
