@@ -45,8 +45,20 @@ MAY_IMPORT = {
     "compressed": [*CORE, "passes", "export", "source"],
     "run": [*CORE, "passes", "export", "source", "compressed", "recipe", "calibration"],
     "searching": [*CORE, "passes", "export", "source", "compressed", "run", "recipe", "calibration"],
-    "fxcompress": [*CORE, "passes", "export", "compressed", "run", "searching"],
-    "cli": [*CORE, "passes", "export", "source", "compressed", "run", "recipe", "searching", "fxcompress"],
+    "distillation": [*CORE, "passes", "export", "source", "compressed", "run"],
+    "fxcompress": [*CORE, "passes", "export", "compressed", "run", "searching", "distillation"],
+    "cli": [
+        *CORE,
+        "passes",
+        "export",
+        "source",
+        "compressed",
+        "run",
+        "recipe",
+        "searching",
+        "distillation",
+        "fxcompress",
+    ],
 }
 
 FAMILIES = """

@@ -1,0 +1,1 @@
+"""A smaller model trained against the one that it was made from."""
