@@ -8,6 +8,7 @@ small.save_pretrained(path)   loads with transformers whenever the family's conf
 from fxcompress import passes
 from fxcompress.capture import capture
 from fxcompress.compressed import CompressedModel, apply, load
+from fxcompress.distillation import Objective, Training, distill
 from fxcompress.errors import CaptureError, CompressError, ProofError
 from fxcompress.export import NotExpressible
 from fxcompress.export.own import register as _register
@@ -28,11 +29,14 @@ __all__ = [
     "CompressError",
     "CompressedModel",
     "NotExpressible",
+    "Objective",
     "Program",
     "ProofError",
+    "Training",
     "apply",
     "capture",
     "compress",
+    "distill",
     "load",
     "minipuzzle",
     "passes",

@@ -37,6 +37,15 @@ def initialise_buffers(model: Any, device: torch.device) -> None:
     model._initialize_missing_keys(is_quantized=False)
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Let a model's layers keep their inputs alone, and compute the rest again in the backward pass."""
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # the name of newer versions
+        model.activation_checkpointing_enable(options)
+    else:
+        model.gradient_checkpointing_enable(options)
+
+
 def widen_float32_parts(model: Any, dtype: torch.dtype) -> None:
     """Tensors that a class wants in float32 whatever the dtype of the rest, as ``from_pretrained`` gives them."""
     wanted = model._get_dtype_plan(dtype)

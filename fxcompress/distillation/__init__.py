@@ -1,1 +1,8 @@
 """A smaller model trained against the one that it was made from."""
+
+from fxcompress.distillation.distilled import Distilled
+from fxcompress.distillation.objective import Objective
+from fxcompress.distillation.run import distill
+from fxcompress.distillation.training import Training
+
+__all__ = ["Distilled", "Objective", "Training", "distill"]

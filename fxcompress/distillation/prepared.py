@@ -1,0 +1,215 @@
+"""All that is done before the first step: what cannot work is refused, the rest is opened, moved and measured.
+
+What can be told from configs and text is told before weights are read. A teacher that the caller holds is lent: it is
+back where it was, in its own mode, when the run ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from fxcompress import compat
+from fxcompress.batches import require_fitting
+from fxcompress.compressed import CompressedModel
+from fxcompress.distillation.distiller import Distiller
+from fxcompress.distillation.estimate import Estimate, estimated
+from fxcompress.distillation.evaluate import Held
+from fxcompress.distillation.halves import Halves, halves_of
+from fxcompress.distillation.objective import Objective
+from fxcompress.distillation.pair import placed, require_pair, require_same_size, tokenizer_of
+from fxcompress.distillation.rows import Rows, collate, rows_of
+from fxcompress.distillation.student import Student, compressed_of
+from fxcompress.distillation.teacher import Online
+from fxcompress.distillation.training import Training
+from fxcompress.distillation.zeros import Zeros
+from fxcompress.errors import CompressError
+from fxcompress.export.choose import choose
+from fxcompress.progress import Progress, silent
+from fxcompress.source import open_source
+
+_PROBE = 16  # tokens on which halves are compared with their model
+
+
+@dataclass(frozen=True)
+class Request:
+    """What ``distill`` was asked for. to_be_saved: a result of fxcompress is made of the student."""
+
+    student: Any
+    teacher: Any
+    data: Any
+    objective: Objective
+    training: Training
+    held_out: Any = None
+    length: int = 512
+    to_be_saved: bool = False
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Student and teacher on their device, with the rows, and what the user should know before training begins."""
+
+    request: Request
+    student: Student
+    teacher: Online
+    distiller: Distiller
+    rows: Rows
+    steps: int
+    held: Held | None
+    zeros: Zeros
+    estimate: Estimate
+    notes: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def prepared(request: Request) -> Iterator[Prepared]:
+    """Raises CompressError for what cannot be carried out."""
+    training, progress = request.training, request.progress
+    student_given, teacher_given = placed(request.student), placed(request.teacher)
+    notes = [note] if (note := require_pair(student_given, teacher_given)) else []
+    tokenizer = tokenizer_of(student_given) or tokenizer_of(teacher_given)
+    rows, held_rows = _rows(request, tokenizer)
+    steps = training.number_of_steps(len(rows))
+    with progress("opening the student"):
+        student = Student.of(student_given, request.to_be_saved)
+    with progress("opening the teacher"):
+        teacher_model = open_teacher(teacher_given)
+    for model in (student.module, teacher_model):
+        _require_fitting(rows, held_rows, model)
+    with _lent(teacher_model, training.where()):
+        student.module.to(training.where())
+        halves, teacher = _compared(student, teacher_model, rows, training.where())
+        distiller = Distiller(student.module, halves, teacher, request.objective, training.chunk)
+        zeros = Zeros(student.module, student.sparse)
+        notes += _notes(student, halves, teacher, zeros)
+        if training.gradient_checkpointing:
+            _checkpoint_gradients(student.module)
+        with progress("one batch, to estimate memory and time"):
+            estimate = _estimate(distiller, teacher_model, rows, training, steps)
+        held = None
+        if held_rows is not None:
+            where = (training.chunk, training.where(), training.computes_in())
+            held = Held(held_rows, training.batch_size, *where, progress)
+        yield Prepared(request, student, teacher, distiller, rows, steps, held, zeros, estimate, notes)
+
+
+def open_teacher(given: Any) -> nn.Module:
+    """A teacher as a module with its values in memory, in the dtype that it is stored in."""
+    if isinstance(given, PreTrainedModel):
+        return given
+    if isinstance(given, Path):
+        source = open_source(given)
+        if not source.is_result:
+            source.check_weights()
+            return AutoModelForCausalLM.from_pretrained(source.folder, dtype="auto", local_files_only=True).eval()
+    compressed = compressed_of(given, "the teacher")
+    form = choose(compressed.program, compressed.steps).form
+    if form is not None:
+        return form.loaded()
+    return CompressedModel(compressed.program.loaded(), compressed.steps, compressed.report)
+
+
+def _rows(request: Request, tokenizer: Path | None) -> tuple[Rows, Rows | None]:
+    with request.progress("rows of the data"):
+        rows = rows_of(request.data, tokenizer, request.length)
+        held = None if request.held_out is None else rows_of(request.held_out, tokenizer, request.length)
+    return rows, held
+
+
+def _require_fitting(rows: Rows, held: Rows | None, model: Any) -> None:
+    config = model.program.origin.config if isinstance(model, CompressedModel) else model.config
+    for some in (rows, held):
+        if some is not None and config is not None:
+            require_fitting(({"input_ids": row["input_ids"][None]} for row in some.rows), config)
+
+
+@contextlib.contextmanager
+def _lent(model: nn.Module, device: torch.device) -> Iterator[None]:
+    place, training = next(model.parameters()).device, model.training
+    if place.type == "meta":
+        raise CompressError("the teacher is on meta and has no values to teach with")
+    try:
+        model.to(device).eval()
+        yield
+    finally:
+        model.to(place).train(training)
+
+
+def _compared(student: Student, teacher: nn.Module, rows: Rows, device: torch.device) -> tuple[Halves, Online]:
+    """Both taken apart, and their logits of one size."""
+    length = min(_PROBE, *(len(rows[i]["input_ids"]) for i in range(min(2, len(rows)))))
+    ids = torch.stack([rows[i]["input_ids"][:length] for i in range(min(2, len(rows)))]).to(device)
+    halves, online = halves_of(student.module, ids), Online(teacher, ids)
+    with torch.no_grad():
+        sizes = [h.tail(h.body(input_ids=ids)[0]).shape[-1] for h in (halves, online.halves)]
+    require_same_size(*sizes)
+    return halves, online
+
+
+def _notes(student: Student, halves: Halves, teacher: Online, zeros: Zeros) -> list[str]:
+    notes = []
+    if student.graph_alone:
+        notes.append(
+            f"no config says what the student is ({student.graph_alone}): its captured graph is trained, in eval mode"
+        )
+    for which, whole in (("student", halves.whole), ("teacher", teacher.halves.whole)):
+        if whole:
+            notes.append(f"{whole}: logits of all positions of the {which} are made at once, mind the memory")
+    undeclared = sorted(set(zeros.kept) - set(student.sparse))
+    if undeclared:
+        notes.append(
+            f"{len(undeclared)} matrices have zeros of no declared pattern, which are held: {undeclared[0]}"
+            f"{' among them' if len(undeclared) > 1 else ''}"
+        )
+    return notes
+
+
+def _checkpoint_gradients(module: nn.Module) -> None:
+    if not isinstance(module, PreTrainedModel) or not module.supports_gradient_checkpointing:
+        raise CompressError(f"{type(module).__name__} has no gradient checkpointing: leave it out")
+    compat.checkpoint_activations(module)
+
+
+def _estimate(distiller: Distiller, teacher: nn.Module, rows: Rows, training: Training, steps: int) -> Estimate:
+    device, dtype = training.where(), training.computes_in()
+    whole = collate([rows[i] for i in range(training.batch_size)])
+    batch: Mapping[str, Any] = {name: value.to(device) for name, value in whole.items()}
+    tokens = int((whole["labels"][:, 1:] >= 0).sum())
+
+    def loss() -> Tensor:
+        with torch.autocast(device.type, dtype, dtype == torch.bfloat16):
+            return distiller(**batch)["loss"]
+
+    distiller.train()
+    try:
+        return estimated(
+            loss,
+            distiller.student,
+            others=sum(p.numel() * p.element_size() for p in teacher.parameters()),
+            chunk_logits=min(training.chunk, tokens) * _vocabulary(distiller, batch),
+            batches_per_step=training.accumulation,
+            steps=steps,
+            tokens_per_step=tokens * training.accumulation,
+            device=device,
+        )
+    except torch.OutOfMemoryError as error:
+        raise CompressError(
+            f"a batch of {training.batch_size} rows of {whole['input_ids'].shape[1]:,} tokens does not fit in memory:"
+            " take a smaller batch with more accumulation, or gradient checkpointing"
+        ) from error
+    finally:
+        distiller.positions = 0
+
+
+@torch.no_grad()
+def _vocabulary(distiller: Distiller, batch: Mapping[str, Any]) -> int:
+    hidden = distiller.halves.body(input_ids=batch["input_ids"][:1, :2])
+    return distiller.halves.tail(hidden[0]).shape[-1]

@@ -1,0 +1,188 @@
+"""Distillation: a smaller model is trained to say what the one that it was made from says.
+
+    student, teacher ──▶ same vocabulary? ──▶ rows of text ──▶ halves ──▶ estimate ──▶ Trainer ──▶ student, as given
+
+With an output the run is kept in a journal beside it, checkpoints included, and the same call goes on where an earlier
+one was stopped. Minitron, arXiv 2407.14679 and 2408.11796.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from fxcompress.distillation.checkpoints import Checkpoints, Damaged
+from fxcompress.distillation.distilled import Distilled
+from fxcompress.distillation.evaluate import Scores
+from fxcompress.distillation.objective import Objective
+from fxcompress.distillation.pair import placed, tokenizer_of
+from fxcompress.distillation.prepared import Prepared, Request, prepared
+from fxcompress.distillation.training import Training
+from fxcompress.errors import CompressError
+from fxcompress.export.companions import find_tokenizer
+from fxcompress.export.files import prepare_output
+from fxcompress.export.save import MAX_SHARD_SIZE, RESERVE, Result, versions
+from fxcompress.export.shards import read_size
+from fxcompress.journal import Journal, journaled, key_of
+from fxcompress.kept_statistics import digest
+from fxcompress.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from fxcompress.distillation.trainer import Line
+
+Log = Callable[["Line"], None]
+Stage = Callable[[str, Callable[[], Any]], Any]
+_STATE = 4  # a checkpoint: weights and two moments in float32, and the result
+
+
+def distill(
+    student: Any,
+    teacher: Any,
+    data: Any,
+    *,
+    objective: Objective = Objective(),  # noqa: B008 - frozen
+    training: Training = Training(),  # noqa: B008
+    held_out: Any = None,
+    length: int = 512,
+    out: str | Path | None = None,
+    progress: Progress = silent,
+    log: Log = lambda line: None,
+) -> Distilled:
+    """Train a student against a teacher. Both are left alone: what was trained is in the result.
+
+    student, teacher: a model of transformers, a result of fxcompress, or the directory or hub id of either; token ids
+    mean the same to both. data, held_out: files of text, which are cut into windows of ``length`` tokens, or what
+    ``fxcompress.apply`` takes as calibration, ``labels`` with -100 included; the held-out text is scored before and
+    after. out: a directory to write, as ``save_pretrained`` writes it, with checkpoints beside it while the run lasts:
+    the same call goes on from the last. log: called with a ``Line`` every ``training.log_every`` steps.
+
+    Raises CompressError for what cannot be carried out, before weights are read where configs and text say it, and
+    where the loss turns into no number: the last checkpoint stays.
+    """
+    request = Request(student, teacher, data, objective, training, held_out, length, out is not None, progress)
+    if out is not None:
+        given = placed(student)
+        prepare_output(out, original=given if isinstance(given, Path) and given.is_dir() else None)
+    with prepared(request) as ready:
+        return carry_out(ready, out, log)
+
+
+def carry_out(ready: Prepared, out: str | Path | None, log: Log) -> Distilled:
+    """Train what was prepared, and write it to ``out`` if that is given."""
+    run = Run(ready, log)
+    if out is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return run.trained(Path(folder), None, lambda what, make: make())
+    weights = 4 * ready.estimate.parameters
+    target = prepare_output(out, _STATE * weights + RESERVE)
+    try:
+        with journaled(target, _key(ready)) as (beside, journal):
+            checkpoints = Checkpoints(beside.parent / "training", journal)
+            return run.saved(beside, run.trained(checkpoints.folder, checkpoints, journal.stage), journal)
+    except (Damaged, Stopped) as error:
+        raise CompressError(str(error)) from error
+
+
+class Stopped(Exception):
+    """Training cannot go on; what it has reached stays, unlike after a CompressError."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The stages of a run."""
+
+    ready: Prepared
+    log: Log
+
+    def trained(self, folder: Path, checkpoints: Checkpoints | None, stage: Stage) -> Distilled:
+        """Scores, training, scores. ``folder``: for what ``Trainer`` writes."""
+        ready = self.ready
+        of_teacher = self._scores("of the teacher", stage)
+        before = self._scores("before", stage)
+        losses = self._train(folder, checkpoints)
+        after = self._scores("after", lambda what, make: make())
+        found = Distilled(None, ready.estimate, losses, before, after, of_teacher, ready.notes)
+        return self._with_student(found)
+
+    def saved(self, folder: Path, found: Distilled, journal: Journal) -> Distilled:
+        result = self.ready.student.result(self._note(found))
+        assert result is not None
+        tokenizer = find_tokenizer(result.program, tokenizer_of(placed(self.ready.request.student)))
+        with self.ready.request.progress("saving the student"):
+            saving = Result(result.program, result.steps, result.report, tokenizer, read_size(MAX_SHARD_SIZE))
+            saving.write(folder, journal.stage)
+        return found
+
+    def _with_student(self, found: Distilled) -> Distilled:
+        """The student of the kind that was given."""
+        student = self.ready.student
+        if isinstance(student.given, PreTrainedModel):
+            trained: nn.Module = student.model()
+        else:
+            result = student.result(self._note(found))
+            assert result is not None
+            trained = result
+        return Distilled(trained, *(getattr(found, name) for name in list(Distilled.__dataclass_fields__)[1:]))
+
+    def _scores(self, what: str, stage: Stage) -> Scores | None:
+        ready = self.ready
+        if ready.held is None:
+            return None
+        held, of_teacher = ready.held, what == "of the teacher"
+        halves, teacher = (ready.teacher.halves, None) if of_teacher else (ready.distiller.halves, ready.teacher)
+        ready.student.module.eval()
+        values = stage(f"scores {what}", lambda: asdict(held.scores(halves, teacher, f"scores {what}")))
+        return Scores(**values)
+
+    def _train(self, folder: Path, checkpoints: Checkpoints | None) -> list[tuple[int, float]]:
+        from fxcompress.distillation.trainer import DistillationTrainer, Diverged, train  # Trainer is slow to import
+
+        ready = self.ready
+        arguments = ready.request.training.arguments(folder, ready.steps, checkpoints is not None)
+        trainer = DistillationTrainer(ready.distiller, ready.rows, arguments, ready.zeros, checkpoints, self.log)
+        last = None if checkpoints is None else checkpoints.last()
+        try:
+            with ready.request.progress("training"):
+                return train(trainer, last)
+        except Diverged as error:
+            raise (CompressError if checkpoints is None else Stopped)(f"{error}: {_advice(checkpoints)}") from error
+
+    def _note(self, found: Distilled) -> dict[str, Any]:
+        request = self.ready.request
+        note = {"objective": asdict(request.objective), "steps": self.ready.steps, "rows": len(self.ready.rows)}
+        options = {name: value for name, value in asdict(request.training).items() if name not in _UNTOLD}
+        return json.loads(json.dumps(note | {"training": options} | found.to_json(), default=str))
+
+
+_UNTOLD = ("device", "more", "log_every", "save_every")
+
+
+def _advice(checkpoints: Checkpoints | None) -> str:
+    last = None if checkpoints is None else checkpoints.last()
+    if last is None:
+        return "no checkpoint was there yet; lower the learning rate, or lengthen the warm-up"
+    return f"the last good weights are in {last}; train from those with a lower learning rate"
+
+
+def _key(ready: Prepared) -> str:
+    """All that the result depends on."""
+    request = ready.request
+    asked = {name: value for name, value in asdict(request.training).items() if name not in ("log_every", "save_every")}
+    return key_of(
+        {
+            "student": digest([dict(ready.student.module.state_dict())]),
+            "teacher": digest([dict(ready.teacher.model.state_dict())]),
+            "rows": digest(ready.rows.rows),
+            "held_out": None if ready.held is None else digest(ready.held.rows.rows),
+            "objective": asdict(request.objective),
+            "training": {name: str(value) for name, value in asked.items()},
+            "versions": versions(),
+        }
+    )

@@ -1,0 +1,47 @@
+"""Zeros of a sparse student that training holds: after every step of the optimiser they are zero.
+
+    gradient of a held weight = 0       so clipping and the optimiser's moments see only what is trained
+    held weight after a step  = 0       whatever the optimiser adds, weight decay or noise
+
+Held are the zeros of every weight with a declared pattern, and of matrices a tenth of which is zero, declared or not:
+initialisation leaves no exact zeros, pruning does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+_PRUNED = 0.1  # part of a matrix
+
+
+class Zeros:
+    """The zeros of a module's weights as they are now, by the weights' names."""
+
+    def __init__(self, module: nn.Module, declared: Collection[str] = ()) -> None:
+        named = dict(module.named_parameters())
+        self.kept = {name: p.detach() != 0 for name, p in named.items() if name in declared or _is_pruned(p)}
+        self.parameters = {name: named[name] for name in self.kept}
+        for name, parameter in self.parameters.items():
+            parameter.register_hook(lambda gradient, name=name: gradient * self._mask(name, gradient))
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """To be called after each step of the optimiser."""
+        for name, parameter in self.parameters.items():
+            parameter.mul_(self._mask(name, parameter))
+
+    def _mask(self, name: str, like: Tensor) -> Tensor:
+        if self.kept[name].device != like.device:
+            self.kept[name] = self.kept[name].to(like.device)  # the module has moved since
+        return self.kept[name]
+
+
+def _is_pruned(parameter: Tensor) -> bool:
+    """A matrix that is zero altogether is not: it waits to be trained."""
+    if parameter.dim() < 2 or not parameter.numel():
+        return False
+    part = float((parameter == 0).sum()) / parameter.numel()
+    return _PRUNED <= part < 1
