@@ -1,4 +1,4 @@
-"""The command line: ``fxcompress inspect | compress | search | verify | kernels | report``.
+"""The command line: ``fxcompress inspect | compress | search | distill | verify | kernels | report``.
 
 Exit codes: 0 done; 1 ``verify`` found a law that does not hold; 2 the request cannot be carried out; 3 a proof failed,
 which is a fault of fxcompress; 130 interrupted.
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from typer.core import TyperGroup
 
 from fxcompress.cli.compress import compress
+from fxcompress.cli.distill import distill
 from fxcompress.cli.inspect import inspect
 from fxcompress.cli.kernels import kernels
 from fxcompress.cli.report import report
@@ -52,7 +53,7 @@ def _leave(code: int, message: str, error: BaseException) -> None:
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (inspect, compress, search, verify, kernels, report):
+for command in (inspect, compress, search, distill, verify, kernels, report):
     app.command()(command)
 
 

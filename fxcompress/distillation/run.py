@@ -68,10 +68,15 @@ def distill(
     """
     request = Request(student, teacher, data, objective, training, held_out, length, out is not None, progress)
     if out is not None:
-        given = placed(student)
-        prepare_output(out, original=given if isinstance(given, Path) and given.is_dir() else None)
+        require_output(student, out)
     with prepared(request) as ready:
         return carry_out(ready, out, log)
+
+
+def require_output(student: Any, out: str | Path) -> None:
+    """Raise CompressError for an output that could not be written."""
+    given = placed(student)
+    prepare_output(out, original=given if isinstance(given, Path) and given.is_dir() else None)
 
 
 def carry_out(ready: Prepared, out: str | Path | None, log: Log) -> Distilled:
