@@ -8,7 +8,7 @@ small.save_pretrained(path)   loads with transformers whenever the family's conf
 from fxcompress import passes
 from fxcompress.capture import capture
 from fxcompress.compressed import CompressedModel, apply, load
-from fxcompress.distillation import Objective, Training, distill
+from fxcompress.distillation import Objective, Training, correct_teacher, distill
 from fxcompress.errors import CaptureError, CompressError, ProofError
 from fxcompress.export import NotExpressible
 from fxcompress.export.own import register as _register
@@ -36,6 +36,7 @@ __all__ = [
     "apply",
     "capture",
     "compress",
+    "correct_teacher",
     "distill",
     "load",
     "minipuzzle",

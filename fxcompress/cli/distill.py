@@ -30,8 +30,8 @@ CLIP = "Recompute activations in the backward pass: less memory, a third more ti
 
 def distill(
     student: MODEL,
-    teacher: Annotated[str, typer.Option(metavar="DIR", help="The model that the student learns from")],
     data: DATA,
+    teacher: Annotated[str | None, typer.Option(metavar="DIR", help="The model that the student learns from")] = None,
     out: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="The directory to write")] = None,
     held_out: HELD = None,
     length: Annotated[int, typer.Option(min=2, help="Tokens a row")] = 512,
@@ -46,6 +46,13 @@ def distill(
     temperature: Annotated[float, typer.Option(help="Of both models' logits")] = 1.0,
     top_k: Annotated[int | None, typer.Option(min=1, help="Of the teacher's tokens, the rest as one")] = None,
     ce: Annotated[str, typer.Option(metavar="WEIGHT", help="Of the text's own cross-entropy, or dynamic")] = "0",
+    offline: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="What the teacher says, kept to be used again; with --top-k"),
+    ] = None,
+    correct: Annotated[
+        bool, typer.Option("--correct", help="Train on the text alone: a teacher, before it teaches with that text")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the order of rows")] = 0,
     save_every: KEEPS = 100,
     log_every: Annotated[int, typer.Option(min=1, help="Steps between lines")] = 10,
@@ -81,7 +88,8 @@ def distill(
         raise CompressError("-o OUT is missing: the directory to write; --dry-run does without")
     if out is not None and not dry_run:
         require_output(student, out)
-    request = Request(student, teacher, data, objective, training, held_out, length, True, progress)
+    _require_teacher(teacher, correct)
+    request = Request(student, teacher, data, objective, training, held_out, length, offline, True, progress)
     with prepared(request) as ready:
         _show_estimate(ready.estimate, ready.notes, Console(stderr=not dry_run))
         if dry_run:
@@ -89,6 +97,11 @@ def distill(
         assert out is not None
         found = carry_out(ready, out, lambda line: progress.console.print(_told(line), highlight=False))
     _show(found, out)
+
+
+def _require_teacher(teacher: str | None, correct: bool) -> None:
+    if (teacher is None) != correct:
+        raise CompressError("say what to learn from by one of --teacher DIR and --correct, which takes the text alone")
 
 
 def _weight(option: str, text: str) -> Weight:

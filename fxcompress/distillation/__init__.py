@@ -2,7 +2,7 @@
 
 from fxcompress.distillation.distilled import Distilled
 from fxcompress.distillation.objective import Objective
-from fxcompress.distillation.run import distill
+from fxcompress.distillation.run import correct_teacher, distill
 from fxcompress.distillation.training import Training
 
-__all__ = ["Distilled", "Objective", "Training", "distill"]
+__all__ = ["Distilled", "Objective", "Training", "correct_teacher", "distill"]

@@ -1,7 +1,6 @@
 """All that is done before the first step: what cannot work is refused, the rest is opened, moved and measured.
 
-What can be told from configs and text is told before weights are read. A teacher that the caller holds is lent: it is
-back where it was, in its own mode, when the run ends.
+What can be told from configs and text is told before weights are read.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from fxcompress import compat
 from fxcompress.batches import require_fitting
@@ -26,21 +25,19 @@ from fxcompress.distillation.halves import Halves, halves_of
 from fxcompress.distillation.objective import Objective
 from fxcompress.distillation.pair import placed, require_pair, require_same_size, tokenizer_of
 from fxcompress.distillation.rows import Rows, collate, rows_of
-from fxcompress.distillation.student import Student, compressed_of
-from fxcompress.distillation.teacher import Online
+from fxcompress.distillation.student import Student
+from fxcompress.distillation.taught import probe, taught
+from fxcompress.distillation.teacher import Online, Teacher
 from fxcompress.distillation.training import Training
 from fxcompress.distillation.zeros import Zeros
 from fxcompress.errors import CompressError
-from fxcompress.export.choose import choose
 from fxcompress.progress import Progress, silent
-from fxcompress.source import open_source
-
-_PROBE = 16  # tokens on which halves are compared with their model
 
 
 @dataclass(frozen=True)
 class Request:
-    """What ``distill`` was asked for. to_be_saved: a result of fxcompress is made of the student."""
+    """What ``distill`` was asked for. teacher: None to train on the text alone. to_be_saved: a result of fxcompress is
+    made of the student."""
 
     student: Any
     teacher: Any
@@ -49,6 +46,7 @@ class Request:
     training: Training
     held_out: Any = None
     length: int = 512
+    offline: Path | None = None
     to_be_saved: bool = False
     progress: Progress = silent
 
@@ -59,7 +57,8 @@ class Prepared:
 
     request: Request
     student: Student
-    teacher: Online
+    teacher: Teacher | None
+    taught_by: str  # the teacher's hash, where it is needed
     distiller: Distiller
     rows: Rows
     steps: int
@@ -74,47 +73,29 @@ def prepared(request: Request) -> Iterator[Prepared]:
     """Raises CompressError for what cannot be carried out."""
     training, progress = request.training, request.progress
     student_given, teacher_given = placed(request.student), placed(request.teacher)
-    notes = [note] if (note := require_pair(student_given, teacher_given)) else []
+    notes = [note] if teacher_given is not None and (note := require_pair(student_given, teacher_given)) else []
     tokenizer = tokenizer_of(student_given) or tokenizer_of(teacher_given)
+    _require_objective(request)
     rows, held_rows = _rows(request, tokenizer)
     steps = training.number_of_steps(len(rows))
     with progress("opening the student"):
         student = Student.of(student_given, request.to_be_saved)
-    with progress("opening the teacher"):
-        teacher_model = open_teacher(teacher_given)
-    for model in (student.module, teacher_model):
-        _require_fitting(rows, held_rows, model)
-    with _lent(teacher_model, training.where()):
+    _require_fitting(rows, held_rows, student.module)
+    with taught(request, teacher_given, rows) as (teacher, taught_by):
         student.module.to(training.where())
-        halves, teacher = _compared(student, teacher_model, rows, training.where())
+        halves = _compared(student, teacher, rows, training.where())
         distiller = Distiller(student.module, halves, teacher, request.objective, training.chunk)
         zeros = Zeros(student.module, student.sparse)
         notes += _notes(student, halves, teacher, zeros)
         if training.gradient_checkpointing:
             _checkpoint_gradients(student.module)
         with progress("one batch, to estimate memory and time"):
-            estimate = _estimate(distiller, teacher_model, rows, training, steps)
+            estimate = _estimate(distiller, rows, training, steps)
         held = None
         if held_rows is not None:
             where = (training.chunk, training.where(), training.computes_in())
             held = Held(held_rows, training.batch_size, *where, progress)
-        yield Prepared(request, student, teacher, distiller, rows, steps, held, zeros, estimate, notes)
-
-
-def open_teacher(given: Any) -> nn.Module:
-    """A teacher as a module with its values in memory, in the dtype that it is stored in."""
-    if isinstance(given, PreTrainedModel):
-        return given
-    if isinstance(given, Path):
-        source = open_source(given)
-        if not source.is_result:
-            source.check_weights()
-            return AutoModelForCausalLM.from_pretrained(source.folder, dtype="auto", local_files_only=True).eval()
-    compressed = compressed_of(given, "the teacher")
-    form = choose(compressed.program, compressed.steps).form
-    if form is not None:
-        return form.loaded()
-    return CompressedModel(compressed.program.loaded(), compressed.steps, compressed.report)
+        yield Prepared(request, student, teacher, taught_by, distiller, rows, steps, held, zeros, estimate, notes)
 
 
 def _rows(request: Request, tokenizer: Path | None) -> tuple[Rows, Rows | None]:
@@ -131,36 +112,32 @@ def _require_fitting(rows: Rows, held: Rows | None, model: Any) -> None:
             require_fitting(({"input_ids": row["input_ids"][None]} for row in some.rows), config)
 
 
-@contextlib.contextmanager
-def _lent(model: nn.Module, device: torch.device) -> Iterator[None]:
-    place, training = next(model.parameters()).device, model.training
-    if place.type == "meta":
-        raise CompressError("the teacher is on meta and has no values to teach with")
-    try:
-        model.to(device).eval()
-        yield
-    finally:
-        model.to(place).train(training)
-
-
-def _compared(student: Student, teacher: nn.Module, rows: Rows, device: torch.device) -> tuple[Halves, Online]:
-    """Both taken apart, and their logits of one size."""
-    length = min(_PROBE, *(len(rows[i]["input_ids"]) for i in range(min(2, len(rows)))))
-    ids = torch.stack([rows[i]["input_ids"][:length] for i in range(min(2, len(rows)))]).to(device)
-    halves, online = halves_of(student.module, ids), Online(teacher, ids)
+def _compared(student: Student, teacher: Teacher | None, rows: Rows, device: torch.device) -> Halves:
+    """The student taken apart, its logits of the teacher's size."""
+    ids = probe(rows).to(device)
+    halves = halves_of(student.module, ids)
     with torch.no_grad():
-        sizes = [h.tail(h.body(input_ids=ids)[0]).shape[-1] for h in (halves, online.halves)]
-    require_same_size(*sizes)
-    return halves, online
+        size = halves.tail(halves.body(input_ids=ids)[0]).shape[-1]
+    require_same_size(size, None if teacher is None else teacher.vocabulary)
+    return halves
 
 
-def _notes(student: Student, halves: Halves, teacher: Online, zeros: Zeros) -> list[str]:
+def _require_objective(request: Request) -> None:
+    """Raise CompressError for options of a teacher that there is none for, or that says too little."""
+    if request.teacher is None and (request.objective != Objective() or request.offline is not None):
+        raise CompressError("without a teacher the loss is the text's cross-entropy: there is nothing to choose")
+    if request.offline is not None and request.objective.top_k is None:
+        raise CompressError("an offline teacher keeps its most likely tokens: say how many by top_k, 64 for one")
+
+
+def _notes(student: Student, halves: Halves, teacher: Teacher | None, zeros: Zeros) -> list[str]:
     notes = []
     if student.graph_alone:
         notes.append(
             f"no config says what the student is ({student.graph_alone}): its captured graph is trained, in eval mode"
         )
-    for which, whole in (("student", halves.whole), ("teacher", teacher.halves.whole)):
+    of_teacher = teacher.halves.whole if isinstance(teacher, Online) else ""
+    for which, whole in (("student", halves.whole), ("teacher", of_teacher)):
         if whole:
             notes.append(f"{whole}: logits of all positions of the {which} are made at once, mind the memory")
     undeclared = sorted(set(zeros.kept) - set(student.sparse))
@@ -178,7 +155,7 @@ def _checkpoint_gradients(module: nn.Module) -> None:
     compat.checkpoint_activations(module)
 
 
-def _estimate(distiller: Distiller, teacher: nn.Module, rows: Rows, training: Training, steps: int) -> Estimate:
+def _estimate(distiller: Distiller, rows: Rows, training: Training, steps: int) -> Estimate:
     device, dtype = training.where(), training.computes_in()
     whole = collate([rows[i] for i in range(training.batch_size)])
     batch: Mapping[str, Any] = {name: value.to(device) for name, value in whole.items()}
@@ -193,7 +170,7 @@ def _estimate(distiller: Distiller, teacher: nn.Module, rows: Rows, training: Tr
         return estimated(
             loss,
             distiller.student,
-            others=sum(p.numel() * p.element_size() for p in teacher.parameters()),
+            others=_bytes(distiller.teacher),
             chunk_logits=min(training.chunk, tokens) * _vocabulary(distiller, batch),
             batches_per_step=training.accumulation,
             steps=steps,
@@ -207,6 +184,12 @@ def _estimate(distiller: Distiller, teacher: nn.Module, rows: Rows, training: Tr
         ) from error
     finally:
         distiller.positions = 0
+
+
+def _bytes(teacher: Teacher | None) -> int:
+    if not isinstance(teacher, Online):
+        return 0
+    return sum(p.numel() * p.element_size() for p in teacher.model.parameters())
 
 
 @torch.no_grad()

@@ -21,9 +21,11 @@ from transformers import PreTrainedModel
 from fxcompress.distillation.checkpoints import Checkpoints, Damaged
 from fxcompress.distillation.distilled import Distilled
 from fxcompress.distillation.evaluate import Scores
+from fxcompress.distillation.halves import Halves
 from fxcompress.distillation.objective import Objective
 from fxcompress.distillation.pair import placed, tokenizer_of
 from fxcompress.distillation.prepared import Prepared, Request, prepared
+from fxcompress.distillation.teacher import Online
 from fxcompress.distillation.training import Training
 from fxcompress.errors import CompressError
 from fxcompress.export.companions import find_tokenizer
@@ -52,6 +54,7 @@ def distill(
     held_out: Any = None,
     length: int = 512,
     out: str | Path | None = None,
+    offline: str | Path | None = None,
     progress: Progress = silent,
     log: Log = lambda line: None,
 ) -> Distilled:
@@ -61,14 +64,47 @@ def distill(
     mean the same to both. data, held_out: files of text, which are cut into windows of ``length`` tokens, or what
     ``fxcompress.apply`` takes as calibration, ``labels`` with -100 included; the held-out text is scored before and
     after. out: a directory to write, as ``save_pretrained`` writes it, with checkpoints beside it while the run lasts:
-    the same call goes on from the last. log: called with a ``Line`` every ``training.log_every`` steps.
+    the same call goes on from the last. offline: a directory in which the ``objective.top_k`` tokens that the teacher
+    finds most likely are kept, and from which they are taken when they are there: the teacher is in memory only while
+    they are written. log: called with a ``Line`` every ``training.log_every`` steps.
 
     Raises CompressError for what cannot be carried out, before weights are read where configs and text say it, and
     where the loss turns into no number: the last checkpoint stays.
     """
-    request = Request(student, teacher, data, objective, training, held_out, length, out is not None, progress)
+    if teacher is None:
+        raise CompressError("the teacher is missing; correct_teacher trains on the text alone")
+    kept = None if offline is None else Path(offline)
+    request = Request(student, teacher, data, objective, training, held_out, length, kept, out is not None, progress)
+    return _carried_out(request, out, log)
+
+
+CORRECTION = Training(learning_rate=2e-5, min_learning_rate=2e-6, warmup=120)
+
+
+def correct_teacher(
+    teacher: Any,
+    data: Any,
+    *,
+    training: Training = CORRECTION,
+    held_out: Any = None,
+    length: int = 512,
+    out: str | Path | None = None,
+    progress: Progress = silent,
+    log: Log = lambda line: None,
+) -> Distilled:
+    """Train a teacher a little on the text that it will teach with, by the cross-entropy of the text alone.
+
+    What it says of text unlike its own is worth less (Minitron in practice, arXiv 2408.11796, section 2.1: 120 steps of
+    warm-up to a fifth of the learning rate that it was made with). The student is made from the teacher as it was, and
+    learns from the corrected one. Arguments, result and errors are those of ``distill``.
+    """
+    request = Request(teacher, None, data, Objective(), training, held_out, length, None, out is not None, progress)
+    return _carried_out(request, out, log)
+
+
+def _carried_out(request: Request, out: str | Path | None, log: Log) -> Distilled:
     if out is not None:
-        require_output(student, out)
+        require_output(request.student, out)
     with prepared(request) as ready:
         return carry_out(ready, out, log)
 
@@ -138,13 +174,14 @@ class Run:
 
     def _scores(self, what: str, stage: Stage) -> Scores | None:
         ready = self.ready
-        if ready.held is None:
+        held, teacher = ready.held, ready.teacher if isinstance(ready.teacher, Online) else None
+        if held is None or (what == "of the teacher" and teacher is None):
             return None
-        held, of_teacher = ready.held, what == "of the teacher"
-        halves, teacher = (ready.teacher.halves, None) if of_teacher else (ready.distiller.halves, ready.teacher)
         ready.student.module.eval()
-        values = stage(f"scores {what}", lambda: asdict(held.scores(halves, teacher, f"scores {what}")))
-        return Scores(**values)
+        pair: tuple[Halves, Online | None] = (ready.distiller.halves, teacher)
+        if what == "of the teacher" and teacher is not None:
+            pair = (teacher.halves, None)
+        return Scores(**stage(f"scores {what}", lambda: asdict(held.scores(*pair, f"scores {what}"))))
 
     def _train(self, folder: Path, checkpoints: Checkpoints | None) -> list[tuple[int, float]]:
         from fxcompress.distillation.trainer import DistillationTrainer, Diverged, train  # Trainer is slow to import
@@ -183,7 +220,7 @@ def _key(ready: Prepared) -> str:
     return key_of(
         {
             "student": digest([dict(ready.student.module.state_dict())]),
-            "teacher": digest([dict(ready.teacher.model.state_dict())]),
+            "teacher": ready.taught_by,
             "rows": digest(ready.rows.rows),
             "held_out": None if ready.held is None else digest(ready.held.rows.rows),
             "objective": asdict(request.objective),

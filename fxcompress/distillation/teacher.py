@@ -15,6 +15,8 @@ from fxcompress.distillation.losses import Top
 class Teacher(Protocol):
     """What is said of every position of a batch, in two steps, so that logits exist for some positions only."""
 
+    vocabulary: int
+
     def targets(self, inputs: Mapping[str, Tensor], rows: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
         """Something small for each position that counts, (positions, ...).
 
@@ -33,6 +35,8 @@ class Online:
     def __init__(self, model: nn.Module, ids: Tensor) -> None:
         self.model = model.eval()
         self.halves = halves_of(model, ids)
+        with torch.no_grad():
+            self.vocabulary = self.halves.tail(self.halves.body(input_ids=ids)[0]).shape[-1]
 
     @torch.no_grad()
     def targets(self, inputs: Mapping[str, Tensor], rows: Tensor, counts: Tensor) -> tuple[Tensor, ...]:

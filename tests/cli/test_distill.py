@@ -112,6 +112,30 @@ def test_a_teacher_that_is_not_there_is_refused(refused, tmp_path):
     assert "does not exist" in refused(teacher=tmp_path / "nowhere")
 
 
+def test_a_teacher_is_asked_for(run, small, text, tmp_path):
+    result = run("distill", small, "--data", text, "-o", tmp_path / "out", *QUICK)
+    assert result.exit_code == 2
+    assert "say what to learn from by one of --teacher DIR and --correct" in result.stderr
+
+
+def test_a_teacher_is_corrected_on_the_text(run, saved, text, tmp_path):
+    command = ("distill", saved("llama"), "--correct", "--data", text, "--held-out", text, "-o", tmp_path / "out")
+    result = run(*command, *QUICK)
+    assert result.exit_code == 0, result.output
+    scores = read_manifest(tmp_path / "out")["report"]["notes"]["distillation"]["held_out"]
+    assert scores["after"]["loss"] < scores["before"]["loss"]
+    assert scores.keys() == {"before", "after"}
+
+
+def test_an_offline_teacher_is_written_once_and_used_again(run, small, saved, text, tmp_path):
+    command = ("distill", small, "--teacher", saved("llama"), "--data", text, "--top-k", 8, *QUICK)
+    for out in ("a", "b"):
+        result = run(*command, "--offline", tmp_path / "kept", "-o", tmp_path / out)
+        assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "kept", "text.txt"]
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+
+
 def test_a_text_that_is_not_there_is_refused(refused):
     assert "the text nowhere.txt cannot be read" in refused(data="nowhere.txt")
 
