@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +47,10 @@ def distill(
     temperature: Annotated[float, typer.Option(help="Of both models' logits")] = 1.0,
     top_k: Annotated[int | None, typer.Option(min=1, help="Of the teacher's tokens, the rest as one")] = None,
     ce: Annotated[str, typer.Option(metavar="WEIGHT", help="Of the text's own cross-entropy, or dynamic")] = "0",
+    states: Annotated[str, typer.Option(metavar="WEIGHT", help="Of intermediate states, or dynamic")] = "0",
+    state_pair: Annotated[
+        list[str] | None, typer.Option(metavar="N:M", help="Places of student and teacher [where layers were removed]")
+    ] = None,
     offline: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="What the teacher says, kept to be used again; with --top-k"),
@@ -83,7 +88,8 @@ def distill(
         gradient_checkpointing=gradient_checkpointing,
         device=device,
     )
-    objective = Objective(divergence, temperature, top_k, _weight("--ce", ce))
+    pairs = tuple(map(_pair, state_pair)) if state_pair else None
+    objective = Objective(divergence, temperature, top_k, _weight("--ce", ce), _weight("--states", states), pairs)
     if out is None and not dry_run:
         raise CompressError("-o OUT is missing: the directory to write; --dry-run does without")
     if out is not None and not dry_run:
@@ -109,6 +115,13 @@ def _weight(option: str, text: str) -> Weight:
         return "dynamic" if text == "dynamic" else float(text)
     except ValueError:
         raise CompressError(f"{option} {text!r} is neither a number nor 'dynamic'") from None
+
+
+def _pair(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,5}):(\d{1,5})", text)
+    if match is None:
+        raise CompressError(f"--state-pair {text!r} is not of the form 14:30, the student's place and the teacher's")
+    return int(match[1]), int(match[2])
 
 
 def _show_estimate(estimate: Estimate, notes: list[str], console: Console) -> None:

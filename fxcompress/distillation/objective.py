@@ -28,13 +28,15 @@ Weight: TypeAlias = "float | Literal['dynamic']"
 @dataclass(frozen=True)
 class Objective:
     """divergence: forward_kl, reverse_kl or jsd. top_k: forward KL over the teacher's k most likely tokens and the
-    rest together. ce, states: weights. Raises CompressError for values that make no loss."""
+    rest together. ce, states: weights. pairs: places (student, teacher) whose states correspond, by what the passes
+    removed if there are none; see ``states.py``. Raises CompressError for values that make no loss."""
 
     divergence: Divergence = "forward_kl"
     temperature: float = 1.0
     top_k: int | None = None
     ce: Weight = 0.0
     states: Weight = 0.0
+    pairs: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.divergence not in DIVERGENCES:
@@ -47,6 +49,9 @@ class Objective:
             weight = getattr(self, name)
             if weight != "dynamic" and not (isinstance(weight, int | float) and 0 <= weight < float("inf")):
                 raise CompressError(f"{name}={quoted(weight)} is neither a weight from 0 on nor 'dynamic'")
+
+        if self.pairs is not None and not (self.states and self.pairs):
+            raise CompressError("pairs are of intermediate states: give states a weight, and at least one pair")
 
     def distance(self, student: Tensor, teacher: Tensor | Top) -> Tensor:
         """D at every position, of logits (positions, vocabulary) from the teacher's, or from what was kept of them."""

@@ -25,6 +25,7 @@ from fxcompress.distillation.halves import Halves, halves_of
 from fxcompress.distillation.objective import Objective
 from fxcompress.distillation.pair import placed, require_pair, require_same_size, tokenizer_of
 from fxcompress.distillation.rows import Rows, collate, rows_of
+from fxcompress.distillation.states import States, pairs_of
 from fxcompress.distillation.student import Student
 from fxcompress.distillation.taught import probe, taught
 from fxcompress.distillation.teacher import Online, Teacher
@@ -84,7 +85,8 @@ def prepared(request: Request) -> Iterator[Prepared]:
     with taught(request, teacher_given, rows) as (teacher, taught_by):
         student.module.to(training.where())
         halves = _compared(student, teacher, rows, training.where())
-        distiller = Distiller(student.module, halves, teacher, request.objective, training.chunk)
+        states = _states(request.objective, student, teacher, probe(rows).to(training.where()))
+        distiller = Distiller(student.module, halves, teacher, request.objective, training.chunk, states)
         zeros = Zeros(student.module, student.sparse)
         notes += _notes(student, halves, teacher, zeros)
         if training.gradient_checkpointing:
@@ -120,6 +122,15 @@ def _compared(student: Student, teacher: Teacher | None, rows: Rows, device: tor
         size = halves.tail(halves.body(input_ids=ids)[0]).shape[-1]
     require_same_size(size, None if teacher is None else teacher.vocabulary)
     return halves
+
+
+def _states(objective: Objective, student: Student, teacher: Teacher | None, ids: Tensor) -> States | None:
+    if not objective.states:
+        return None
+    if not isinstance(teacher, Online):
+        raise CompressError("intermediate states are those of a teacher that runs: leave out offline, or states")
+    torch.manual_seed(0)  # of the map between two widths
+    return States(student.module, teacher.model, pairs_of(student, teacher.model, objective.pairs), ids).to(ids.device)
 
 
 def _require_objective(request: Request) -> None:

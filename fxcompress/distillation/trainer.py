@@ -22,6 +22,7 @@ from fxcompress.distillation.distiller import Distiller
 from fxcompress.distillation.rows import Rows, collate
 from fxcompress.distillation.zeros import Zeros
 
+_STATES = "states.safetensors"
 _GRAPH = "graph.safetensors"  # weights of a student that is no model of transformers
 
 
@@ -51,7 +52,7 @@ class DistillationTrainer(Trainer):
         self, distiller: Distiller, rows: Rows, arguments: Any, zeros: Zeros, checkpoints: Checkpoints | None, log: Log
     ) -> None:
         super().__init__(model=distiller, args=arguments, train_dataset=rows, data_collator=collate)
-        self.student = distiller.student
+        self.student, self.states = distiller.student, distiller.states
         self.checkpoints = checkpoints
         self._beside: Path | None = None
         self.remove_callback(PrinterCallback)
@@ -98,6 +99,9 @@ class DistillationTrainer(Trainer):
         else:
             save_file({name: value.contiguous() for name, value in student.state_dict().items()}, folder / _GRAPH)
 
+        if self.states is not None:
+            save_file(self.states.state_dict(), folder / _STATES)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder, student = Path(resume_from_checkpoint), self.student
         if isinstance(student, PreTrainedModel):
@@ -105,6 +109,8 @@ class DistillationTrainer(Trainer):
         else:
             stored = load_file(folder / _GRAPH)
         student.load_state_dict(stored)
+        if self.states is not None:
+            self.states.load_state_dict(load_file(folder / _STATES))
 
 
 class _Holding(TrainerCallback):

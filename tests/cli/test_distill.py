@@ -98,6 +98,8 @@ def test_an_output_is_asked_for(run, small, saved, text):
     [
         (("--batch-size", 30), "the data has 25 rows and a step takes 30"),
         (("--ce", "much"), "--ce 'much' is neither a number nor 'dynamic'"),
+        (("--states", "dynamic", "--state-pair", "1-2"), "--state-pair '1-2' is not of the form 14:30"),
+        (("--state-pair", "1:1"), "pairs are of intermediate states: give states a weight"),
         (("--temperature", 0), "temperature=0.0 is not a positive number"),
         (("--top-k", 3, "--divergence", "jsd"), "top_k is a number of tokens from 1 on, and goes with forward_kl"),
         (("--length", 500), "the text has 200 tokens, less than one window of 500"),
