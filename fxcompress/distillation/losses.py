@@ -5,7 +5,7 @@
     JSD           (KL(p | m) + KL(q | m)) / 2           m = (p + q) / 2; symmetric, at most log 2
     top-k         forward KL where all but the teacher's k most likely tokens count as one
 
-Sums over the vocabulary; the mean over positions is the caller's. Minitron (arXiv 2407.14679, section 3) finds forward
+Sums over the vocabulary; the mean over positions is the caller's. Minitron (arXiv 2407.14679) finds forward
 KL alone at temperature 1 the best of them. All are computed in float32 at the least.
 """
 

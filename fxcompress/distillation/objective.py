@@ -4,7 +4,7 @@
 
 D is the divergence of the student's next token from the teacher's, CE the cross-entropy of the text itself, L_is how
 far intermediate states are apart. A weight is a number, or "dynamic": the detached ratio of D to that part, so that
-both are equally large, anew in each batch (Minitron, arXiv 2407.14679, section 3, for L_is). D alone is what the paper
+both are equally large, anew in each batch (Minitron, arXiv 2407.14679, for L_is). D alone is what the paper
 ends with.
 
 With a temperature T both distributions are softmax(logits / T), and D is taken T^2 times, so that its gradient, and its

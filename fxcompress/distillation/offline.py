@@ -4,8 +4,8 @@
     DIR/top-00001.safetensors     ids (positions, k) and log_probs (positions, k + 1), row after row
 
 The last column is the log of what all other tokens have together (``losses.Top``). A token takes 8 k + 4 bytes: 100
-million tokens and k = 64 take 52 GB. Only the positions whose next token is predicted are there. Minitron (arXiv
-2407.14679, section 4) finds no gain in k above 100 or so, and a loss below.
+million tokens and k = 128 take 103 GB. Only the positions whose next token is predicted are there. Minitron (arXiv
+2407.14679) loses by k of 100 and less, and finds no gain in more.
 """
 
 from __future__ import annotations

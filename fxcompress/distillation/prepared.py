@@ -138,7 +138,7 @@ def _require_objective(request: Request) -> None:
     if request.teacher is None and (request.objective != Objective() or request.offline is not None):
         raise CompressError("without a teacher the loss is the text's cross-entropy: there is nothing to choose")
     if request.offline is not None and request.objective.top_k is None:
-        raise CompressError("an offline teacher keeps its most likely tokens: say how many by top_k, 64 for one")
+        raise CompressError("an offline teacher keeps its most likely tokens: say how many by top_k, 128 for one")
 
 
 def _notes(student: Student, halves: Halves, teacher: Teacher | None, zeros: Zeros) -> list[str]:

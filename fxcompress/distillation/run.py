@@ -94,7 +94,7 @@ def correct_teacher(
 ) -> Distilled:
     """Train a teacher a little on the text that it will teach with, by the cross-entropy of the text alone.
 
-    What it says of text unlike its own is worth less (Minitron in practice, arXiv 2408.11796, section 2.1: 120 steps of
+    What it says of text unlike its own is worth less (Minitron in practice, arXiv 2408.11796: 120 steps of
     warm-up to a fifth of the learning rate that it was made with). The student is made from the teacher as it was, and
     learns from the corrected one. Arguments, result and errors are those of ``distill``.
     """

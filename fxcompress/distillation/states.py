@@ -4,7 +4,7 @@
 
 s_n is the residual stream before layer n of the student, for n = its number of layers that after the last; t_m is the
 teacher's. W is one learned linear map for all pairs, without a bias; it is trained along and thrown away. (Minitron,
-arXiv 2407.14679, section 3: one shared map, cosine the best distance; of use where many layers were removed.)
+arXiv 2407.14679: one shared map, cosine the best distance; of use where many layers were removed.)
 
     teacher   0 1 2 3 4 5      removed: 2, 3        what enters a layer that stayed is what entered it in the teacher:
     student   0 1     2 3                           pairs (0, 0) at the embedding and (2, 4) after the gap
