@@ -60,6 +60,10 @@ class Training:
             )
         if self.precision not in (None, "float32", "bfloat16"):
             raise CompressError(f"precision={quoted(self.precision)} is neither float32 nor bfloat16")
+        if self.device not in (None, "cpu", "cuda"):
+            raise CompressError(f"device={quoted(self.device)} is neither cpu nor cuda")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise CompressError("device='cuda': PyTorch finds no GPU here")
 
     @property
     def rows_per_step(self) -> int:

@@ -69,6 +69,7 @@ def test_a_dry_run_shows_the_estimate_and_writes_nothing(run, small, saved, text
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(run, small, saved, text, tmp_path, monkeypatch):
     def stop(line):
         if line.step == 4:
@@ -129,6 +130,7 @@ def test_a_teacher_is_corrected_on_the_text(run, saved, text, tmp_path):
     assert scores.keys() == {"before", "after"}
 
 
+@pytest.mark.slow
 def test_an_offline_teacher_is_written_once_and_used_again(run, small, saved, text, tmp_path):
     command = ("distill", small, "--teacher", saved("llama"), "--data", text, "--top-k", 8, *QUICK)
     for out in ("a", "b"):

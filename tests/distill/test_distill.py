@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -117,6 +119,7 @@ def test_steps_below_the_spacing_of_bfloat16_are_not_lost():
     assert moved > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "passes"),
     [("llama", [PruneFFN(ratio=0.25), RemoveLayers(layers=[1])]), ("mamba2", [PruneSSMHeads(ratio=0.25)])],
@@ -142,6 +145,7 @@ def test_a_compressed_model_stays_one_with_its_plan(name, passes, held_out, tmp_
     assert torch.allclose(again(held_out).logits[:, :-1], logits, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_only_its_graph_says_is_trained_as_a_graph(monkeypatch, held_out):
     from fxcompress.distillation import student as opening
     from fxcompress.export.choose import Choice
@@ -158,6 +162,7 @@ def test_what_only_its_graph_says_is_trained_as_a_graph(monkeypatch, held_out):
     assert "logits of all positions of the student are made at once" in found.notes[2]
 
 
+@pytest.mark.slow
 def test_directories_are_students_and_teachers(saved, tmp_path, held_out):
     fxcompress.compress(saved("llama"), tmp_path / "small", [PruneFFN(ratio=0.25)])
     found = distilled(tmp_path / "small", saved("llama"), MANY, held_out=held_out, training=LONG)
@@ -212,6 +217,22 @@ def test_a_longer_batch_keeps_more_activations():
     assert long.memory["activations"] > 3 * short.memory["activations"]
 
 
+@pytest.mark.slow
+def test_trainer_is_imported_when_something_is_trained():
+    code = "import fxcompress, sys; fxcompress.distill; print('transformers.trainer' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split()[-1] == "False"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_layers_compute_in_bfloat16_and_the_result_is_on_the_cpu(held_out):
+    student, teacher = models.tiny("llama", 1), models.tiny("llama").bfloat16()
+    found = distilled(student, teacher, MANY, training=quick(steps=30, batch_size=8, device="cuda"), held_out=held_out)
+    assert found.after.kl < found.before.kl
+    assert {p.device.type for m in (student, teacher, found.student) for p in m.parameters()} == {"cpu"}
+    assert found.student.dtype == torch.float32
+
+
 # What cannot be
 
 
@@ -223,6 +244,7 @@ def test_a_longer_batch_keeps_more_activations():
         ({"learning_rate": -1.0}, "learning_rate=-1.0 is not a positive number"),
         ({"learning_rate": 1e-6}, "min_learning_rate=1e-05 is not between 0 and the learning rate 1e-06"),
         ({"precision": "int8"}, "precision='int8' is neither float32 nor bfloat16"),
+        ({"device": "tpu"}, "device='tpu' is neither cpu nor cuda"),
     ],
 )
 def test_training_that_cannot_be_is_refused(options, said):

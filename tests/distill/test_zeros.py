@@ -38,6 +38,7 @@ def two_layers() -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pattern"), [("llama", 0.5), ("llama", "2:4"), ("mamba2", "2:4")])
 def test_a_pruned_student_keeps_its_pattern_and_can_be_saved(name, pattern, tmp_path):
     small = pruned(name, pattern)
