@@ -148,6 +148,7 @@ class Run:
         of_teacher = self._scores("of the teacher", stage)
         before = self._scores("before", stage)
         losses = self._train(folder, checkpoints)
+        ready.zeros.release()
         after = self._scores("after", lambda what, make: make())
         found = Distilled(None, ready.estimate, losses, before, after, of_teacher, ready.notes)
         return self._with_student(found)

@@ -24,14 +24,21 @@ class Zeros:
         named = dict(module.named_parameters())
         self.kept = {name: p.detach() != 0 for name, p in named.items() if name in declared or _is_pruned(p)}
         self.parameters = {name: named[name] for name in self.kept}
-        for name, parameter in self.parameters.items():
+        self.hooks = [
             parameter.register_hook(lambda gradient, name=name: gradient * self._mask(name, gradient))
+            for name, parameter in self.parameters.items()
+        ]
 
     @torch.no_grad()
     def restore(self) -> None:
         """To be called after each step of the optimiser."""
         for name, parameter in self.parameters.items():
             parameter.mul_(self._mask(name, parameter))
+
+    def release(self) -> None:
+        """The module is its owner's again."""
+        for hook in self.hooks:
+            hook.remove()
 
     def _mask(self, name: str, like: Tensor) -> Tensor:
         if self.kept[name].device != like.device:

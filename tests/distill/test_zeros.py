@@ -60,7 +60,7 @@ def test_what_is_kept_is_trained():
 
 def test_zeros_that_are_not_held_are_filled_and_refused(monkeypatch, tmp_path):
     """The planted fault."""
-    monkeypatch.setattr(Zeros, "__init__", lambda self, *_: self.__dict__.update(kept={}, parameters={}))
+    monkeypatch.setattr(Zeros, "__init__", lambda self, *_: self.__dict__.update(kept={}, parameters={}, hooks=[]))
     found = distilled(pruned(), models.tiny("llama"))
     with pytest.raises(CompressError, match="weights that have to be zero are not: train with its zeros held"):
         found.student.save_pretrained(tmp_path / "out")
@@ -70,6 +70,7 @@ def test_zeros_that_nobody_declared_are_held_and_told():
     found = distilled(pruned_in_place(), models.tiny("llama"))
     assert found.student.get_parameter(UP)[:, ::2].eq(0).all()
     assert found.student.get_parameter(UP)[:, 1::2].ne(0).any()
+    assert not found.student.get_parameter(UP)._backward_hooks, "the trained model is its owner's"
     assert f"1 matrices have zeros of no declared pattern, which are held: {UP}" in found.notes
 
 
