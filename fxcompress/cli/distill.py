@@ -15,6 +15,7 @@ from fxcompress.cli.options import MODEL
 from fxcompress.cli.progress import Steps
 from fxcompress.distillation.distilled import Distilled
 from fxcompress.distillation.estimate import Estimate
+from fxcompress.distillation.float8 import Float8
 from fxcompress.distillation.losses import Divergence
 from fxcompress.distillation.objective import Objective, Weight
 from fxcompress.distillation.prepared import Request, prepared
@@ -64,6 +65,7 @@ def distill(
     precision: Annotated[
         Precision | None, typer.Option(help="That layers compute in [bfloat16 on a GPU, else float32]")
     ] = None,
+    fp8: Annotated[bool, typer.Option("--fp8", help="Linear layers but those of the first and last four")] = False,
     gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing", help=CLIP)] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the estimate and write nothing")] = False,
@@ -85,6 +87,7 @@ def distill(
         save_every=save_every,
         log_every=log_every,
         precision=precision,
+        float8=Float8() if fp8 else None,
         gradient_checkpointing=gradient_checkpointing,
         device=device,
     )

@@ -48,10 +48,10 @@ def in_float8(model: nn.Module, recipe: Float8, layers: Sequence[str] | None = N
 
     Raises CompressError where torchao or the hardware is missing, and where no layer is left to convert.
     """
-    torchao = _torchao()
-    _require_hardware(model, recipe)
+    require_float8(next(model.parameters()).device, recipe)
     names = convertible(model, recipe) if layers is None else list(layers)
     given = {name: model.get_submodule(name) for name in names}
+    torchao = _torchao()
     config = torchao.Float8LinearConfig(emulate=recipe.emulate)
     torchao.convert_to_float8_training(model, config=config, module_filter_fn=lambda _, name: name in given)
     try:
@@ -97,18 +97,20 @@ def _torchao() -> Any:
     return float8
 
 
-def _require_hardware(model: nn.Module, recipe: Float8) -> None:
-    device = next(model.parameters()).device
+def require_float8(device: torch.device, recipe: Float8) -> None:
+    """Raise CompressError where torchao or the hardware for it is missing."""
+    _torchao()
     if recipe.emulate:
         return
+    least = ".".join(map(str, CAPABILITY))
     if device.type != "cuda":
         raise CompressError(
-            f"FP8 needs an NVIDIA GPU of compute capability {CAPABILITY[0]}.{CAPABILITY[1]} or more, and the model is"
-            f" on {device}; Float8(emulate=True) computes the same numbers slowly"
+            f"FP8 needs an NVIDIA GPU of compute capability {least} or more, and the model is on {device};"
+            " Float8(emulate=True) computes the same numbers slowly"
         )
     has = torch.cuda.get_device_capability(device)
     if has < CAPABILITY:
         raise CompressError(
-            f"FP8 needs compute capability {CAPABILITY[0]}.{CAPABILITY[1]}, {torch.cuda.get_device_name(device)} has"
-            f" {has[0]}.{has[1]}: train in bfloat16"
+            f"FP8 needs compute capability {least}, and {torch.cuda.get_device_name(device)} has {has[0]}.{has[1]}:"
+            " leave it out"
         )

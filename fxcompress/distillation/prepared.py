@@ -6,7 +6,7 @@ What can be told from configs and text is told before weights are read.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from fxcompress.compressed import CompressedModel
 from fxcompress.distillation.distiller import Distiller
 from fxcompress.distillation.estimate import Estimate, estimated
 from fxcompress.distillation.evaluate import Held
+from fxcompress.distillation.float8 import convertible, require_float8
 from fxcompress.distillation.halves import Halves, halves_of
 from fxcompress.distillation.objective import Objective
 from fxcompress.distillation.pair import placed, require_pair, require_same_size, tokenizer_of
@@ -66,6 +67,7 @@ class Prepared:
     held: Held | None
     zeros: Zeros
     estimate: Estimate
+    in_float8: Sequence[str] = ()  # linear layers of the student
     notes: list[str] = field(default_factory=list)
 
 
@@ -84,6 +86,7 @@ def prepared(request: Request) -> Iterator[Prepared]:
     _require_fitting(rows, held_rows, student.module)
     with taught(request, teacher_given, rows) as (teacher, taught_by):
         student.module.to(training.where())
+        in_float8 = _in_float8(student, training)
         halves = _compared(student, teacher, rows, training.where())
         states = _states(request.objective, student, teacher, probe(rows).to(training.where()))
         distiller = Distiller(student.module, halves, teacher, request.objective, training.chunk, states)
@@ -97,7 +100,19 @@ def prepared(request: Request) -> Iterator[Prepared]:
         if held_rows is not None:
             where = (training.chunk, training.where(), training.computes_in())
             held = Held(held_rows, training.batch_size, *where, progress)
-        yield Prepared(request, student, teacher, taught_by, distiller, rows, steps, held, zeros, estimate, notes)
+        yield Prepared(
+            request, student, teacher, taught_by, distiller, rows, steps, held, zeros, estimate, in_float8, notes
+        )
+
+
+def _in_float8(student: Student, training: Training) -> list[str]:
+    """The layers of the student that compute in FP8."""
+    if training.float8 is None:
+        return []
+    if student.graph_alone:
+        raise CompressError(f"no config says what the student is ({student.graph_alone}): it trains without FP8")
+    require_float8(training.where(), training.float8)
+    return convertible(student.module, training.float8)
 
 
 def _rows(request: Request, tokenizer: Path | None) -> tuple[Rows, Rows | None]:

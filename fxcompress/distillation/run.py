@@ -8,6 +8,7 @@ one was stopped. Minitron, arXiv 2407.14679 and 2408.11796.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 from fxcompress.distillation.checkpoints import Checkpoints, Damaged
 from fxcompress.distillation.distilled import Distilled
 from fxcompress.distillation.evaluate import Scores
+from fxcompress.distillation.float8 import in_float8
 from fxcompress.distillation.halves import Halves
 from fxcompress.distillation.objective import Objective
 from fxcompress.distillation.pair import placed, tokenizer_of
@@ -192,10 +194,14 @@ class Run:
         trainer = DistillationTrainer(ready.distiller, ready.rows, arguments, ready.zeros, checkpoints, self.log)
         last = None if checkpoints is None else checkpoints.last()
         try:
-            with ready.request.progress("training"):
+            with ready.request.progress("training"), self._in_float8():
                 return train(trainer, last)
         except Diverged as error:
             raise (CompressError if checkpoints is None else Stopped)(f"{error}: {_advice(checkpoints)}") from error
+
+    def _in_float8(self) -> contextlib.AbstractContextManager[Any]:
+        ready, recipe = self.ready, self.ready.request.training.float8
+        return in_float8(ready.student.module, recipe, ready.in_float8) if recipe else contextlib.nullcontext()
 
     def _note(self, found: Distilled) -> dict[str, Any]:
         request = self.ready.request

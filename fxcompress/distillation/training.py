@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from fxcompress.bounded import quoted
+from fxcompress.distillation.float8 import Float8
 from fxcompress.errors import CompressError
 
 Precision = Literal["float32", "bfloat16"]
@@ -24,6 +25,7 @@ Precision = Literal["float32", "bfloat16"]
 class Training:
     """One step takes ``batch_size * accumulation`` rows. ``steps`` go before ``epochs``; warmup None: 60 steps, at most
     a tenth of them. precision: what layers compute in, weights and losses being in float32; None: bfloat16 on CUDA.
+    float8: which linear layers compute in FP8; see ``float8.py``.
     more: fields of ``transformers.TrainingArguments`` by name. Raises CompressError for values that cannot be."""
 
     steps: int | None = None
@@ -40,6 +42,7 @@ class Training:
     save_every: int = 100
     log_every: int = 10
     precision: Precision | None = None
+    float8: Float8 | None = None
     gradient_checkpointing: bool = False
     chunk: int = 1024
     device: str | None = None

@@ -157,3 +157,7 @@ def test_an_output_in_the_student_is_refused(run, copied, saved, text):
     result = run("distill", student, "--teacher", saved("llama"), "--data", text, "-o", student / "out", *QUICK)
     assert result.exit_code == 2
     assert "lies in the directory of the model, which is left alone" in result.stderr
+
+
+def test_fp8_is_refused_without_a_gpu_for_it(refused):
+    assert "FP8 needs an NVIDIA GPU of compute capability 8.9 or more" in refused("--fp8")

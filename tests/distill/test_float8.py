@@ -8,9 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import fxcompress
 from fxcompress import CompressError
 from fxcompress.distillation.float8 import Float8, convertible, in_float8
+from fxcompress.export.choose import Choice
+from fxcompress.passes import PruneFFN
 from tests import models
+from tests.distill.quick import distilled, quick
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
 EMULATED = Float8(keep_first=0, keep_last=0, emulate=True)
@@ -94,3 +98,23 @@ def test_where_no_layer_is_left_it_says_so():
 def test_a_number_of_layers_is_one(n):
     with pytest.raises(CompressError, match="keep_first"):
         Float8(keep_first=n)
+
+
+@pytest.mark.slow
+def test_a_student_is_trained_in_it_and_comes_back_without(held_out):
+    student, teacher = models.tiny("llama", 1), models.tiny("llama")
+    found = distilled(student, teacher, held_out=held_out, training=quick(steps=15, float8=EMULATED))
+    assert found.after.kl < 0.9 * found.before.kl
+    assert [type(m) for m in found.student.modules()] == [type(m) for m in student.modules()]
+    whole = distilled(student, teacher, training=quick(steps=15))
+    assert found.losses != whole.losses, "it was really computed in fewer bits"
+    assert found.losses[-1][1] == pytest.approx(whole.losses[-1][1], rel=0.1)
+
+
+def test_a_student_that_only_a_graph_expresses_is_refused(monkeypatch):
+    small = fxcompress.apply(models.captured("llama", torch.float32), [PruneFFN(ratio=0.25, scope="global")])
+    monkeypatch.setattr("fxcompress.distillation.student.choose", lambda *_: Choice("graph", None, "for a reason"))
+    with pytest.raises(
+        CompressError, match=r"no config says what the student is \(for a reason\): it trains without FP8"
+    ):
+        distilled(small, models.tiny("llama"), training=quick(float8=EMULATED))
