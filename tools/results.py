@@ -3,8 +3,9 @@
     .venv/bin/python tools/results.py            everything; the matrix takes the longest
     .venv/bin/python tools/results.py faults     one section, or some: matrix, families, faults, programs, peers, ...
 
-The sections programs, peers, sparse, mishaps, kills and demo show what tools/fuzz.py, tools/peers/compare.py,
-tools/sparse_times.py, tools/mishaps.py, tools/kill.py and tools/demo wrote last.
+The sections programs, peers, importance, weights, layers, sparse, mishaps, kills and demo show what tools/fuzz.py,
+tools/peers/compare.py, tools/importance.py, tools/weights.py, tools/layers.py, tools/sparse_times.py, tools/mishaps.py,
+tools/kill.py and tools/demo wrote last.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for tests.models and tests.faults
 
 from matrix import families, matrix, table  # noqa: E402
+from weight_results import layers, sparse_times, weights  # noqa: E402
 
 from tests import models  # noqa: E402
 from tests.faults import FAULTS, plant  # noqa: E402
@@ -132,64 +134,6 @@ def _scores_of(axis: str, cells: list[dict[str, Any]]) -> str:
     return f"**{axis}**\n\n" + table(("score", *(f"{a} gone" for a in amounts)), rows)
 
 
-def weights() -> str:
-    """What the last run of tools/weights.py wrote."""
-    file = ROOT / "weights-output" / "weights.json"
-    if not file.is_file():
-        return "Run `.venv/bin/python tools/weights.py --json weights-output/weights.json` first."
-    told = json.loads(file.read_text())
-    dense = ", ".join(f"{name} {value:.2f}" for name, value in told["dense"].items())
-    head = ("pattern", "method", *told["dense"], "mean loss of the matrices", "seconds")
-    rows = []
-    for cell in told["cells"].values():
-        loss = "" if cell["loss"] is None else f"{cell['loss']:.4f}"
-        values = [f"{cell['perplexity'][name]:.2f}" if "perplexity" in cell else "failed" for name in told["dense"]]
-        rows.append((cell["pattern"], cell["method"], *values, loss, f"{cell['seconds']:.0f}"))
-    return (
-        f"`tools/weights.py`: SmolLM2-135M-Instruct in {told['dtype'].removeprefix('torch.')}, whose linear weights lie"
-        f" on a 4-bit grid; {told['samples']} windows of 512 tokens of BoolQ passages to prune by, perplexity of others"
-        f" and of other texts; dense: {dense}. All linear weights but the head; one-shot, no training. The loss is"
-        " tr (W − W') H (W − W')ᵀ / tr W H Wᵀ on the calibration inputs.\n\n" + table(head, rows)
-    )
-
-
-def sparse_times() -> str:
-    """What the last run of tools/sparse_times.py wrote."""
-    file = ROOT / "sparse-times-output" / "sparse_times.json"
-    if not file.is_file():
-        return "Run `.venv/bin/python tools/sparse_times.py --json sparse-times-output/sparse_times.json` first."
-    told = json.loads(file.read_text())
-    found = list(told["cells"].values())
-    parts = [
-        f"`tools/sparse_times.py`: torch {told['torch']}, {told['threads']} thread, {told['vectors']}; median"
-        " milliseconds of one product, float32, dense → compressed rows, by turns; bold where rows are faster by 5 %,"
-        " and dense bfloat16 in brackets. While other programs ran as well.\n\n"
-        + _times_by_tokens([cell for cell in found if cell["device"] == "cpu"], "csr")
-    ]
-    on_cuda = [cell for cell in found if cell["device"] != "cpu"]
-    if on_cuda:
-        parts.append(f"On {on_cuda[0]['device']}, bfloat16, dense → 2:4:\n\n{_times_by_tokens(on_cuda, '2:4')}")
-    return "\n\n".join(parts)
-
-
-def _times_by_tokens(cells: list[dict[str, Any]], sparse: str) -> str:
-    """A line for each matrix, a column for each number of tokens."""
-    tokens = list(dict.fromkeys(cell["tokens"] for cell in cells))
-    lines: dict[tuple[str, str], list[str]] = {}
-    for cell in cells:
-        dense, ours, *narrow = (
-            1e3 * cell["seconds"][k] for k in ("dense", sparse, "dense bfloat16") if k in cell["seconds"]
-        )
-        text = f"{dense:.3g} → {ours:.3g}"
-        text = f"**{text}**" if ours <= 0.95 * dense else text
-        line = "×".join(map(str, cell["shape"])), f"{100 * cell.get('sparsity', 0.5):g} %"
-        lines.setdefault(line, []).append(text + "".join(f" ({t:.3g})" for t in narrow))
-    return table(
-        ("matrix", "zeros", *(f"{n} token{'s' * (n > 1)}" for n in tokens)),
-        [(*line, *row) for line, row in lines.items()],
-    )
-
-
 def mishaps() -> str:
     """What the last run of tools/mishaps.py wrote."""
     file = ROOT / "mishaps-output" / "mishaps.json"
@@ -266,6 +210,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "large": ("Models larger than the memory allowed for them", large),
     "importance": ("Which score loses least", importance),
     "weights": ("Which method of weight pruning loses least", weights),
+    "layers": ("What pruning a layer takes, and what it loses", layers),
     "sparse": ("Where sparse kernels are faster", sparse_times),
     "mishaps": ("What goes wrong", mishaps),
     "kills": ("Killed runs", kills),
