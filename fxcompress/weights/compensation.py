@@ -29,12 +29,20 @@ def exact(weight: Tensor, mask: Tensor, gram: Damped, memory: int = MEMORY) -> T
 
     memory: in bytes, at most so much for the systems of the rows in work, or for those of one row if that is more.
     """
-    weight = weight.to(gram.matrix)
-    if 2 * int(mask.sum()) > mask.numel():
-        out = weight - solve_within(gram.inverse, ~mask, weight, memory) @ gram.inverse
-    else:
-        out = weight + solve_within(gram.matrix, mask, none(weight, ~mask) @ gram.matrix, memory)
+    weight, fewer_gone = weight.to(gram.matrix), 2 * mask.sum(1) > mask.shape[1]
+    out = torch.empty_like(weight)
+    for rows, part in ((fewer_gone, _by_removed), (~fewer_gone, _by_kept)):  # of either system the smaller
+        if bool(rows.any()):
+            out[rows] = part(weight[rows], mask[rows], gram, memory)
     return none(out, mask)
+
+
+def _by_removed(weight: Tensor, mask: Tensor, gram: Damped, memory: int) -> Tensor:
+    return weight - solve_within(gram.inverse, ~mask, weight, memory) @ gram.inverse
+
+
+def _by_kept(weight: Tensor, mask: Tensor, gram: Damped, memory: int) -> Tensor:
+    return weight + solve_within(gram.matrix, mask, none(weight, ~mask) @ gram.matrix, memory)
 
 
 def conjugate_gradient(

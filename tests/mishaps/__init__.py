@@ -6,7 +6,7 @@ One module a kind; ``tools/mishaps.py`` carries all of them out and writes the t
 every one of them to what it says here.
 """
 
-from tests.mishaps import arguments, calls, configs, disks, files, models, names, results, stops
+from tests.mishaps import arguments, calls, configs, disks, distilling, files, models, names, results, stops
 from tests.mishaps.place import Mishap
 
 MISHAPS: tuple[Mishap, ...] = (
@@ -18,5 +18,6 @@ MISHAPS: tuple[Mishap, ...] = (
     *arguments.MISHAPS,
     *calls.MISHAPS,
     *results.MISHAPS,
+    *distilling.MISHAPS,
     *stops.MISHAPS,
 )

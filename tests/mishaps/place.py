@@ -80,7 +80,7 @@ class Mishap:
     @property
     def slow(self) -> bool:
         """Does it capture a model with its weights, or run to the end?"""
-        return self.works or self.left != NOTHING or self.kind in ("models", "stops")
+        return self.works or self.left != NOTHING or self.kind in ("models", "stops", "distilling")
 
     @property
     def works(self) -> bool:

@@ -98,7 +98,8 @@ def other_model(place: Place) -> None:
 
 def damaged_shard(place: Place) -> None:
     shard = min((folder_of(place.out) / "result").glob("*.safetensors"))
-    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
 
 def while_another_writes(place: Place) -> object:
