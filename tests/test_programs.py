@@ -37,6 +37,10 @@ NOT_GENERATED = {
     aten.empty.memory_format: "its values are not determined",
     aten.empty_like.default: "its values are not determined",
     aten.new_empty.default: "its values are not determined",
+    **dict.fromkeys(
+        (torch.ops.fxcompress.csr_linear.default, torch.ops.fxcompress.sparse24_linear.default),
+        "it pins all that it has, and stands in programs that nothing is cut from any more",
+    ),
 }
 
 

@@ -99,8 +99,8 @@ def _torchao() -> Any:
 
 def require_float8(device: torch.device, recipe: Float8) -> None:
     """Raise CompressError where torchao or the hardware for it is missing."""
-    _torchao()
     if recipe.emulate:
+        _torchao()
         return
     least = ".".join(map(str, CAPABILITY))
     if device.type != "cuda":
@@ -114,3 +114,4 @@ def require_float8(device: torch.device, recipe: Float8) -> None:
             f"FP8 needs compute capability {least}, and {torch.cuda.get_device_name(device)} has {has[0]}.{has[1]}:"
             " leave it out"
         )
+    _torchao()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,8 +21,18 @@ from fxcompress.passes import PruneFFN
 from tests import models
 from tests.distill.quick import distilled, quick
 
+pytestmark = pytest.mark.usefixtures("torchao")
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
 EMULATED = Float8(keep_first=0, keep_last=0, emulate=True)
+
+
+@pytest.fixture(scope="module")
+def torchao() -> Iterator[None]:
+    """The package, which tools/setup keeps apart."""
+    place = str(Path(sysconfig.get_path("purelib")).parents[2] / "torchao")
+    sys.path.append(place)
+    yield
+    sys.path.remove(place)
 
 
 def rounded(x: Tensor, kind: torch.dtype) -> Tensor:
