@@ -25,6 +25,7 @@ from fxcompress.cli.kernels import kernels
 from fxcompress.cli.report import report
 from fxcompress.cli.search import search
 from fxcompress.cli.verify import verify
+from fxcompress.distillation.ranks import says
 from fxcompress.errors import CompressError, ProofError
 
 
@@ -45,6 +46,8 @@ class Commands(TyperGroup):
 
 
 def _leave(code: int, message: str, error: BaseException) -> None:
+    if not says(error):
+        raise typer.Exit(code)
     console = Console(stderr=True, soft_wrap=True)
     console.print(f"[red]error:[/] {escape(message)}", highlight=False)
     for note in getattr(error, "__notes__", ()):

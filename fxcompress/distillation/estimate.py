@@ -17,6 +17,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.tensor import DTensor
 
 _COPIES = 8  # float32 tensors of (chunk, vocabulary) that are alive at once: logits, log-probabilities, gradients
 
@@ -62,7 +63,7 @@ def estimated(
 
     Leaves the student without gradients.
     """
-    weights = {p.untyped_storage().data_ptr() for p in student.parameters()}
+    weights = {_here(p).untyped_storage().data_ptr() for p in student.parameters()}
     trained = [p for p in student.parameters() if p.requires_grad]
     available = free_memory(device)  # before gradients take some of it
     activations = _kept(loss, weights)
@@ -73,8 +74,8 @@ def estimated(
         torch.cuda.synchronize(device)
     took = time.monotonic() - started
     student.zero_grad(set_to_none=True)
-    sizes = sum(p.numel() * p.element_size() for p in trained)
-    present = sum(p.numel() * p.element_size() for p in student.parameters()) + others
+    sizes = sum(_here(p).nbytes for p in trained)
+    present = bytes_of(student) + others
     memory = {
         "weights": present - others,
         "gradients": sizes,
@@ -91,6 +92,18 @@ def estimated(
         available=available + present,  # student and teacher are there already
         seconds_per_step=took * batches_per_step,
     )
+
+
+NOTHING = Estimate(0, 0, 0, {}, 0, 0.0)  # of a run that was not measured
+
+
+def bytes_of(module: nn.Module) -> int:
+    """Of its parameters; of those that are spread over processes, what this one has."""
+    return sum(_here(p).nbytes for p in module.parameters())
+
+
+def _here(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _kept(loss: Callable[[], Tensor], weights: set[int]) -> int:

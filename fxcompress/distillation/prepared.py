@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ from fxcompress import compat
 from fxcompress.batches import require_fitting
 from fxcompress.compressed import CompressedModel
 from fxcompress.distillation.distiller import Distiller
-from fxcompress.distillation.estimate import Estimate, estimated
+from fxcompress.distillation.estimate import NOTHING, Estimate, bytes_of, estimated
 from fxcompress.distillation.evaluate import Held
 from fxcompress.distillation.float8 import convertible, require_float8
 from fxcompress.distillation.halves import Halves, halves_of
 from fxcompress.distillation.objective import Objective
 from fxcompress.distillation.pair import placed, require_pair, require_same_size, tokenizer_of
+from fxcompress.distillation.ranks import Ranks, together
 from fxcompress.distillation.rows import Rows, collate, rows_of
+from fxcompress.distillation.shards import shard
 from fxcompress.distillation.states import States, pairs_of
 from fxcompress.distillation.student import Student
 from fxcompress.distillation.taught import probe, taught
@@ -33,6 +35,7 @@ from fxcompress.distillation.teacher import Online, Teacher
 from fxcompress.distillation.training import Training
 from fxcompress.distillation.zeros import Zeros
 from fxcompress.errors import CompressError
+from fxcompress.kept_statistics import digest
 from fxcompress.progress import Progress, silent
 
 
@@ -67,6 +70,9 @@ class Prepared:
     held: Held | None
     zeros: Zeros
     estimate: Estimate
+    vocabulary: int
+    ranks: Ranks = Ranks()  # noqa: RUF009 - frozen
+    made_of: str = ""  # the student's hash before it was trained, where it is needed
     in_float8: Sequence[str] = ()  # linear layers of the student
     notes: list[str] = field(default_factory=list)
 
@@ -74,34 +80,65 @@ class Prepared:
 @contextlib.contextmanager
 def prepared(request: Request) -> Iterator[Prepared]:
     """Raises CompressError for what cannot be carried out."""
+    with together(request.training.where()) as ranks, contextlib.ExitStack() as stack:
+        if not ranks.first:
+            request = replace(request, progress=silent)
+        with ranks.agreeing():
+            ready = stack.enter_context(_opened(request, ranks))
+        yield _measured(ready)
+
+
+@contextlib.contextmanager
+def _opened(request: Request, ranks: Ranks) -> Iterator[Prepared]:
+    """Student and teacher side by side, and on their device if there is one process."""
     training, progress = request.training, request.progress
     student_given, teacher_given = placed(request.student), placed(request.teacher)
     notes = [note] if teacher_given is not None and (note := require_pair(student_given, teacher_given)) else []
     tokenizer = tokenizer_of(student_given) or tokenizer_of(teacher_given)
     _require_objective(request)
+    if ranks.several:
+        _require_spread(training)
     rows, held_rows = _rows(request, tokenizer)
-    steps = training.number_of_steps(len(rows))
+    steps = training.number_of_steps(len(rows), ranks.world)
     with progress("opening the student"):
         student = Student.of(student_given, request.to_be_saved)
     _require_fitting(rows, held_rows, student.module)
-    with taught(request, teacher_given, rows) as (teacher, taught_by):
-        student.module.to(training.where())
+    with taught(request, teacher_given, rows, ranks) as (teacher, taught_by):
+        made_of = digest([dict(student.module.state_dict())]) if request.to_be_saved and ranks.first else ""
+        device = torch.device("cpu") if ranks.several else training.where()
+        student.module.to(device)
         in_float8 = _in_float8(student, training)
-        halves = _compared(student, teacher, rows, training.where())
-        states = _states(request.objective, student, teacher, probe(rows).to(training.where()))
+        halves, vocabulary = _compared(student, teacher, rows, device)
+        states = _states(request.objective, student, teacher, probe(rows).to(device))
         distiller = Distiller(student.module, halves, teacher, request.objective, training.chunk, states)
         zeros = Zeros(student.module, student.sparse)
         notes += _notes(student, halves, teacher, zeros)
         if training.gradient_checkpointing:
             _checkpoint_gradients(student.module)
-        with progress("one batch, to estimate memory and time"):
-            estimate = _estimate(distiller, rows, training, steps)
         held = None
         if held_rows is not None:
             where = (training.chunk, training.where(), training.computes_in())
             held = Held(held_rows, training.batch_size, *where, progress)
-        yield Prepared(
-            request, student, teacher, taught_by, distiller, rows, steps, held, zeros, estimate, in_float8, notes
+        known = (vocabulary, ranks, made_of, in_float8, notes)
+        yield Prepared(request, student, teacher, taught_by, distiller, rows, steps, held, zeros, NOTHING, *known)
+
+
+def _measured(ready: Prepared) -> Prepared:
+    """Spread over the processes, if there are several, and with what one batch takes."""
+    if ready.ranks.several:
+        shard(ready.distiller, ready.zeros, ready.request.training, ready.ranks)
+    with ready.request.progress("one batch, to estimate memory and time"):
+        return replace(ready, estimate=_estimate(ready))
+
+
+def _require_spread(training: Training) -> None:
+    """Raise CompressError for what only one process does."""
+    if training.float8 is not None:
+        raise CompressError("FP8 over several processes is not here: leave it out, or train in one process")
+    if training.more:
+        raise CompressError(
+            f"{', '.join(training.more)}: several processes train without transformers' Trainer, which has these"
+            " options; leave them out, or train in one process"
         )
 
 
@@ -129,14 +166,14 @@ def _require_fitting(rows: Rows, held: Rows | None, model: Any) -> None:
             require_fitting(({"input_ids": row["input_ids"][None]} for row in some.rows), config)
 
 
-def _compared(student: Student, teacher: Teacher | None, rows: Rows, device: torch.device) -> Halves:
-    """The student taken apart, its logits of the teacher's size."""
+def _compared(student: Student, teacher: Teacher | None, rows: Rows, device: torch.device) -> tuple[Halves, int]:
+    """The student taken apart, and the size of its logits, which is the teacher's."""
     ids = probe(rows).to(device)
     halves = halves_of(student.module, ids)
     with torch.no_grad():
         size = halves.tail(halves.body(input_ids=ids)[0]).shape[-1]
     require_same_size(size, None if teacher is None else teacher.vocabulary)
-    return halves
+    return halves, size
 
 
 def _states(objective: Objective, student: Student, teacher: Teacher | None, ids: Tensor) -> States | None:
@@ -181,9 +218,10 @@ def _checkpoint_gradients(module: nn.Module) -> None:
     compat.checkpoint_activations(module)
 
 
-def _estimate(distiller: Distiller, rows: Rows, training: Training, steps: int) -> Estimate:
+def _estimate(ready: Prepared) -> Estimate:
+    distiller, training = ready.distiller, ready.request.training
     device, dtype = training.where(), training.computes_in()
-    whole = collate([rows[i] for i in range(training.batch_size)])
+    whole = collate([ready.rows[i] for i in range(training.batch_size)])
     batch: Mapping[str, Any] = {name: value.to(device) for name, value in whole.items()}
     tokens = int((whole["labels"][:, 1:] >= 0).sum())
 
@@ -197,10 +235,10 @@ def _estimate(distiller: Distiller, rows: Rows, training: Training, steps: int) 
             loss,
             distiller.student,
             others=_bytes(distiller.teacher),
-            chunk_logits=min(training.chunk, tokens) * _vocabulary(distiller, batch),
+            chunk_logits=min(training.chunk, tokens) * ready.vocabulary,
             batches_per_step=training.accumulation,
-            steps=steps,
-            tokens_per_step=tokens * training.accumulation,
+            steps=ready.steps,
+            tokens_per_step=tokens * training.accumulation * ready.ranks.world,
             device=device,
         )
     except torch.OutOfMemoryError as error:
@@ -215,10 +253,4 @@ def _estimate(distiller: Distiller, rows: Rows, training: Training, steps: int) 
 def _bytes(teacher: Teacher | None) -> int:
     if not isinstance(teacher, Online):
         return 0
-    return sum(p.numel() * p.element_size() for p in teacher.model.parameters())
-
-
-@torch.no_grad()
-def _vocabulary(distiller: Distiller, batch: Mapping[str, Any]) -> int:
-    hidden = distiller.halves.body(input_ids=batch["input_ids"][:1, :2])
-    return distiller.halves.tail(hidden[0]).shape[-1]
+    return bytes_of(teacher.model)

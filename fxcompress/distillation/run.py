@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from fxcompress.distillation.checkpoints import Checkpoints, Damaged
+from fxcompress.distillation.checkpoints import Checkpoints, Damaged, journaled_together
 from fxcompress.distillation.distilled import Distilled
 from fxcompress.distillation.evaluate import Scores
 from fxcompress.distillation.float8 import in_float8
@@ -27,6 +27,9 @@ from fxcompress.distillation.halves import Halves
 from fxcompress.distillation.objective import Objective
 from fxcompress.distillation.pair import placed, tokenizer_of
 from fxcompress.distillation.prepared import Prepared, Request, prepared
+from fxcompress.distillation.ranks import Refused, rank_here
+from fxcompress.distillation.shards import gathered, whole
+from fxcompress.distillation.student import Student
 from fxcompress.distillation.teacher import Online
 from fxcompress.distillation.training import Training
 from fxcompress.errors import CompressError
@@ -34,7 +37,7 @@ from fxcompress.export.companions import find_tokenizer
 from fxcompress.export.files import prepare_output
 from fxcompress.export.save import MAX_SHARD_SIZE, RESERVE, Result, versions
 from fxcompress.export.shards import read_size
-from fxcompress.journal import Journal, journaled, key_of
+from fxcompress.journal import Journal, key_of
 from fxcompress.kept_statistics import digest
 from fxcompress.progress import Progress, silent
 
@@ -105,7 +108,7 @@ def correct_teacher(
 
 
 def _carried_out(request: Request, out: str | Path | None, log: Log) -> Distilled:
-    if out is not None:
+    if out is not None and rank_here() == 0:
         require_output(request.student, out)
     with prepared(request) as ready:
         return carry_out(ready, out, log)
@@ -119,18 +122,22 @@ def require_output(student: Any, out: str | Path) -> None:
 
 def carry_out(ready: Prepared, out: str | Path | None, log: Log) -> Distilled:
     """Train what was prepared, and write it to ``out`` if that is given."""
-    run = Run(ready, log)
+    run = Run(ready, log if ready.ranks.first else lambda line: None)
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
-            return run.trained(Path(folder), None, lambda what, make: make())
+            return run.trained(Path(folder), None, lambda what, make: make())[0]
     weights = 4 * ready.estimate.parameters
-    target = prepare_output(out, _STATE * weights + RESERVE)
+    with ready.ranks.agreeing():
+        target = prepare_output(out, _STATE * weights + RESERVE) if ready.ranks.first else Path(out).absolute()
     try:
-        with journaled(target, _key(ready)) as (beside, journal):
-            checkpoints = Checkpoints(beside.parent / "training", journal)
-            return run.saved(beside, run.trained(checkpoints.folder, checkpoints, journal.stage), journal)
+        with journaled_together(target, _key(ready), ready.ranks) as (beside, journal):
+            checkpoints = Checkpoints(beside.parent / "training", journal, ready.ranks)
+            found, student = run.trained(checkpoints.folder, checkpoints, journal.stage)
+            if student is not None:
+                run.save(beside, found, student, journal)
+            return found
     except (Damaged, Stopped) as error:
-        raise CompressError(str(error)) from error
+        raise Refused(str(error)) from error
 
 
 class Stopped(Exception):
@@ -144,8 +151,8 @@ class Run:
     ready: Prepared
     log: Log
 
-    def trained(self, folder: Path, checkpoints: Checkpoints | None, stage: Stage) -> Distilled:
-        """Scores, training, scores. ``folder``: for what ``Trainer`` writes."""
+    def trained(self, folder: Path, checkpoints: Checkpoints | None, stage: Stage) -> tuple[Distilled, Student | None]:
+        """Scores, training, scores; the student is in the first process. ``folder``: for what ``Trainer`` writes."""
         ready = self.ready
         of_teacher = self._scores("of the teacher", stage)
         before = self._scores("before", stage)
@@ -153,20 +160,25 @@ class Run:
         ready.zeros.release()
         after = self._scores("after", lambda what, make: make())
         found = Distilled(None, ready.estimate, losses, before, after, of_teacher, ready.notes)
-        return self._with_student(found)
+        student = self._whole()
+        return (found if student is None else self._with_student(found, student)), student
 
-    def saved(self, folder: Path, found: Distilled, journal: Journal) -> Distilled:
-        result = self.ready.student.result(self._note(found))
+    def save(self, folder: Path, found: Distilled, student: Student, journal: Journal) -> None:
+        result = student.result(self._note(found))
         assert result is not None
         tokenizer = find_tokenizer(result.program, tokenizer_of(placed(self.ready.request.student)))
         with self.ready.request.progress("saving the student"):
             saving = Result(result.program, result.steps, result.report, tokenizer, read_size(MAX_SHARD_SIZE))
             saving.write(folder, journal.stage)
-        return found
 
-    def _with_student(self, found: Distilled) -> Distilled:
+    def _whole(self) -> Student | None:
+        request, ranks = self.ready.request, self.ready.ranks
+        if not ranks.several:
+            return self.ready.student
+        return whole(self.ready.distiller, ranks, placed(request.student), request.to_be_saved)
+
+    def _with_student(self, found: Distilled, student: Student) -> Distilled:
         """The student of the kind that was given."""
-        student = self.ready.student
         if isinstance(student.given, PreTrainedModel):
             trained: nn.Module = student.model()
         else:
@@ -184,20 +196,31 @@ class Run:
         pair: tuple[Halves, Online | None] = (ready.distiller.halves, teacher)
         if what == "of the teacher" and teacher is not None:
             pair = (teacher.halves, None)
-        return Scores(**stage(f"scores {what}", lambda: asdict(held.scores(*pair, f"scores {what}"))))
+        with gathered(ready.distiller):
+            return Scores(**stage(f"scores {what}", lambda: asdict(held.scores(*pair, f"scores {what}"))))
 
     def _train(self, folder: Path, checkpoints: Checkpoints | None) -> list[tuple[int, float]]:
-        from fxcompress.distillation.trainer import DistillationTrainer, Diverged, train  # Trainer is slow to import
+        from fxcompress.distillation.trainer import Diverged  # Trainer is slow to import
+
+        ready = self.ready
+        try:
+            with ready.request.progress("training"), self._in_float8():
+                return (self._by_several if ready.ranks.several else self._by_one)(folder, checkpoints)
+        except Diverged as error:
+            raise (Refused if checkpoints is None else Stopped)(f"{error}: {_advice(checkpoints)}") from error
+
+    def _by_one(self, folder: Path, checkpoints: Checkpoints | None) -> list[tuple[int, float]]:
+        from fxcompress.distillation.trainer import DistillationTrainer, train
 
         ready = self.ready
         arguments = ready.request.training.arguments(folder, ready.steps, checkpoints is not None)
         trainer = DistillationTrainer(ready.distiller, ready.rows, arguments, ready.zeros, checkpoints, self.log)
-        last = None if checkpoints is None else checkpoints.last()
-        try:
-            with ready.request.progress("training"), self._in_float8():
-                return train(trainer, last)
-        except Diverged as error:
-            raise (CompressError if checkpoints is None else Stopped)(f"{error}: {_advice(checkpoints)}") from error
+        return train(trainer, None if checkpoints is None else checkpoints.last())
+
+    def _by_several(self, folder: Path, checkpoints: Checkpoints | None) -> list[tuple[int, float]]:
+        from fxcompress.distillation.sharded import Sharded
+
+        return Sharded(self.ready, checkpoints, self.log).train()
 
     def _in_float8(self) -> contextlib.AbstractContextManager[Any]:
         ready, recipe = self.ready, self.ready.request.training.float8
@@ -226,12 +249,13 @@ def _key(ready: Prepared) -> str:
     asked = {name: value for name, value in asdict(request.training).items() if name not in ("log_every", "save_every")}
     return key_of(
         {
-            "student": digest([dict(ready.student.module.state_dict())]),
+            "student": ready.made_of,
             "teacher": ready.taught_by,
             "rows": digest(ready.rows.rows),
             "held_out": None if ready.held is None else digest(ready.held.rows.rows),
             "objective": asdict(request.objective),
             "training": {name: str(value) for name, value in asked.items()},
+            "processes": ready.ranks.world,
             "versions": versions(),
         }
     )

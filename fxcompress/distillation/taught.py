@@ -7,6 +7,7 @@ write what is kept, if that is not there yet: its memory is free for the student
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from fxcompress.batches import require_fitting
 from fxcompress.compressed import CompressedModel
 from fxcompress.distillation.offline import MANIFEST, Asked, Offline, digest_of, write
+from fxcompress.distillation.ranks import Ranks
 from fxcompress.distillation.rows import Rows
 from fxcompress.distillation.student import compressed_of
 from fxcompress.distillation.teacher import Online, Teacher
@@ -28,24 +30,30 @@ from fxcompress.source import open_source
 if TYPE_CHECKING:
     from fxcompress.distillation.prepared import Request
 
+ALONE = Ranks()
 _PROBE = 16  # tokens on which halves are compared with their model
 
 
 @contextlib.contextmanager
-def taught(request: Request, given: Any, rows: Rows) -> Iterator[tuple[Teacher | None, str]]:
+def taught(request: Request, given: Any, rows: Rows, ranks: Ranks = ALONE) -> Iterator[tuple[Teacher | None, str]]:
     """The teacher and its hash, empty where nothing is kept that would need it."""
     if given is None:
         yield None, ""
         return
     keeps = request.to_be_saved or request.offline is not None
     if request.offline is None:
-        with _online(request, given, rows) as teacher:
+        with (_copied if ranks.several else _online)(request, given, rows) as teacher:
             yield teacher, identity(given) if keeps else ""
         return
     objective = request.objective
     assert objective.top_k is not None
     asked = Asked(request.offline, identity(given), rows, objective.temperature, objective.top_k)
     if not (request.offline / MANIFEST).is_file():
+        if ranks.several:
+            raise CompressError(
+                f"{request.offline} is not there yet, and one process writes it: run the command without torchrun,"
+                " with --dry-run"
+            )
         with _online(request, given, rows) as teacher:
             write(asked, teacher, request.training.batch_size, request.training.where(), request.progress)
     yield Offline(asked), asked.teacher
@@ -83,14 +91,27 @@ def probe(rows: Rows) -> Tensor:
 
 @contextlib.contextmanager
 def _online(request: Request, given: Any, rows: Rows) -> Iterator[Online]:
+    model, device = _opened(request, given, rows), request.training.where()
+    with _lent(model, device):
+        yield Online(model, probe(rows).to(device))
+
+
+@contextlib.contextmanager
+def _copied(request: Request, given: Any, rows: Rows) -> Iterator[Online]:
+    """On the CPU, and to be spread over processes: not the caller's own."""
+    model = _opened(request, given, rows)
+    if any(p.is_meta for p in model.parameters()):
+        raise CompressError("the teacher is on meta and has no values to teach with")
+    yield Online(copy.deepcopy(model).cpu() if model is given else model, probe(rows))
+
+
+def _opened(request: Request, given: Any, rows: Rows) -> nn.Module:
     with request.progress("opening the teacher"):
         model = open_teacher(given)
     config = model.program.origin.config if isinstance(model, CompressedModel) else model.config
     if config is not None:
         require_fitting(({"input_ids": row["input_ids"][None]} for row in rows.rows), config)
-    device = request.training.where()
-    with _lent(model, device):
-        yield Online(model, probe(rows).to(device))
+    return model
 
 
 @contextlib.contextmanager

@@ -23,8 +23,9 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Training:
-    """One step takes ``batch_size * accumulation`` rows. ``steps`` go before ``epochs``; warmup None: 60 steps, at most
-    a tenth of them. precision: what layers compute in, weights and losses being in float32; None: bfloat16 on CUDA.
+    """One step takes ``batch_size * accumulation`` rows in each process. ``steps`` go before ``epochs``; warmup None:
+    60 steps, at most a tenth of them. precision: what layers compute in, weights and losses being in float32; None:
+    bfloat16 on CUDA.
     float8: which linear layers compute in FP8; see ``float8.py``.
     more: fields of ``transformers.TrainingArguments`` by name. Raises CompressError for values that cannot be."""
 
@@ -68,20 +69,21 @@ class Training:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise CompressError("device='cuda': PyTorch finds no GPU here")
 
-    @property
-    def rows_per_step(self) -> int:
-        return self.batch_size * self.accumulation
-
-    def number_of_steps(self, rows: int) -> int:
+    def number_of_steps(self, rows: int, processes: int = 1) -> int:
         """Raises CompressError for data that has less than one step."""
-        if rows < self.rows_per_step:
+        taken = self.batch_size * self.accumulation * processes
+        if rows < taken:
+            among = f" in each of {processes} processes" if processes > 1 else ""
             raise CompressError(
-                f"the data has {rows:,} rows and a step takes {self.rows_per_step:,}: {self.batch_size} in a batch,"
-                f" {self.accumulation} batches; give more text, or shorter or fewer rows"
+                f"the data has {rows:,} rows and a step takes {taken:,}: {self.batch_size} in a batch,"
+                f" {self.accumulation} batches{among}; give more text, or shorter or fewer rows"
             )
         if self.steps is not None:
             return self.steps
-        return max(1, round(self.epochs * (rows // self.rows_per_step)))
+        return max(1, round(self.epochs * (rows // taken)))
+
+    def warmup_steps(self, steps: int) -> int:
+        return min(60, steps // 10) if self.warmup is None else self.warmup
 
     def where(self) -> torch.device:
         """The device that is trained on."""
@@ -104,7 +106,7 @@ class Training:
             "learning_rate": self.learning_rate,
             "lr_scheduler_type": "cosine_with_min_lr",
             "lr_scheduler_kwargs": {"min_lr": self.min_learning_rate},
-            "warmup_steps": min(60, steps // 10) if self.warmup is None else self.warmup,
+            "warmup_steps": self.warmup_steps(steps),
             "weight_decay": self.weight_decay,
             "adam_beta1": self.betas[0],
             "adam_beta2": self.betas[1],

@@ -13,6 +13,7 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 _PRUNED = 0.1  # part of a matrix
 
@@ -34,6 +35,25 @@ class Zeros:
         """To be called after each step of the optimiser."""
         for name, parameter in self.parameters.items():
             parameter.mul_(self._mask(name, parameter))
+
+    @torch.no_grad()
+    def restore_gradients(self) -> None:
+        """To be called before clipping where hooks do not see gradients: those of a module that was spread."""
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                parameter.grad.mul_(self._mask(name, parameter.grad))
+
+    def distribute(self, module: nn.Module) -> None:
+        """The module has been spread over processes since: each holds the zeros of its own pieces."""
+        self.release()
+        for name, parameter in module.named_parameters():
+            if name in self.kept and isinstance(parameter, DTensor):
+                self.parameters[name] = parameter
+                mask = self.kept[name].to(parameter.device)
+                # every process has the whole mask: nothing is sent
+                self.kept[name] = distribute_tensor(
+                    mask, parameter.device_mesh, parameter.placements, src_data_rank=None
+                )
 
     def release(self) -> None:
         """The module is its owner's again."""
