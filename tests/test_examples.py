@@ -1,15 +1,18 @@
 """Every example runs as it stands and does what it says. They are read as scripts: what they define is looked at."""
 
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import fxcompress
+from fxcompress.cli import app
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -32,6 +35,24 @@ def figures(small: fxcompress.CompressedModel, name: str) -> tuple[int, int]:
 
 def holds(small: fxcompress.CompressedModel) -> bool:
     return all(law["holds"] for entry in small.report.passes for law in entry["laws"])
+
+
+def test_the_recipe_for_many_machines_takes_the_published_batch(tmp_path, monkeypatch):
+    """torchrun is replaced by one that says what it was asked for; the command line knows every option of it."""
+    asked = tmp_path / "torchrun"
+    asked.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    asked.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    texts = ["a text.txt", "b.txt"]
+    command = ["sh", str(EXAMPLES / "distill_8b.sh"), "STUDENT", "TEACHER", "OUT", *texts]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    launch, distill = said[: said.index("fxcompress")], said[said.index("fxcompress") + 2 :]
+    options = typer.main.get_command(app).commands["distill"].make_context("distill", list(distill)).params
+    machines, gpus = (int(launch[launch.index(name) + 1]) for name in ("--nnodes", "--nproc_per_node"))
+    assert machines * gpus * options["batch_size"] * options["accumulation"] == 768
+    assert (options["length"], options["lr"], options["min_lr"], options["warmup"]) == (8192, 1e-4, 4.5e-7, 60)
+    assert options["steps"] * 768 * 8192 == pytest.approx(380e9, rel=1e-3)
+    assert [str(path) for path in options["data"]] == texts
 
 
 def test_every_example_is_run_here():
