@@ -19,8 +19,7 @@ from fxcompress.distillation.float8 import Float8
 from fxcompress.distillation.losses import Divergence
 from fxcompress.distillation.objective import Objective, Weight
 from fxcompress.distillation.prepared import Request, prepared
-from fxcompress.distillation.ranks import rank_here
-from fxcompress.distillation.run import carry_out, require_output
+from fxcompress.distillation.run import carry_out
 from fxcompress.distillation.training import Precision, Training
 from fxcompress.errors import CompressError
 
@@ -96,10 +95,9 @@ def distill(
     objective = Objective(divergence, temperature, top_k, _weight("--ce", ce), _weight("--states", states), pairs)
     if out is None and not dry_run:
         raise CompressError("-o OUT is missing: the directory to write; --dry-run does without")
-    if out is not None and not dry_run and rank_here() == 0:
-        require_output(student, out)
     _require_teacher(teacher, correct)
-    request = Request(student, teacher, data, objective, training, held_out, length, offline, True, progress)
+    target = None if dry_run else out
+    request = Request(student, teacher, data, objective, training, held_out, length, offline, True, progress, target)
     with prepared(request) as ready:
         if ready.ranks.first:
             _show_estimate(ready.estimate, ready.notes, Console(stderr=not dry_run))

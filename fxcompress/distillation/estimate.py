@@ -9,15 +9,22 @@ logits                                 of a chunk of positions, of both models a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.tensor import DTensor
+
+from fxcompress.distillation.rows import collate
+from fxcompress.distillation.teacher import Online, Teacher
+from fxcompress.errors import CompressError
+
+if TYPE_CHECKING:
+    from fxcompress.distillation.prepared import Prepared
 
 _COPIES = 8  # float32 tensors of (chunk, vocabulary) that are alive at once: logits, log-probabilities, gradients
 
@@ -47,6 +54,45 @@ class Estimate:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"bytes": self.bytes, "seconds": self.seconds}
+
+
+def measured(ready: Prepared) -> Estimate:
+    """Of a run whose models are where they train. Raises CompressError where a batch does not fit in memory."""
+    distiller, training = ready.distiller, ready.request.training
+    device, dtype = training.where(), training.computes_in()
+    whole = collate([ready.rows[i] for i in range(training.batch_size)])
+    batch: Mapping[str, Any] = {name: value.to(device) for name, value in whole.items()}
+    tokens = int((whole["labels"][:, 1:] >= 0).sum())
+
+    def loss() -> Tensor:
+        with torch.autocast(device.type, dtype, dtype == torch.bfloat16):
+            return distiller(**batch)["loss"]
+
+    distiller.train()
+    try:
+        return estimated(
+            loss,
+            distiller.student,
+            others=_bytes(distiller.teacher),
+            chunk_logits=min(training.chunk, tokens) * ready.vocabulary,
+            batches_per_step=training.accumulation,
+            steps=ready.steps,
+            tokens_per_step=tokens * training.accumulation * ready.ranks.world,
+            device=device,
+        )
+    except torch.OutOfMemoryError as error:
+        raise CompressError(
+            f"a batch of {training.batch_size} rows of {whole['input_ids'].shape[1]:,} tokens does not fit in memory:"
+            " take a smaller batch with more accumulation, or gradient checkpointing"
+        ) from error
+    finally:
+        distiller.positions = 0
+
+
+def _bytes(teacher: Teacher | None) -> int:
+    if not isinstance(teacher, Online):
+        return 0
+    return bytes_of(teacher.model)
 
 
 def estimated(

@@ -6,7 +6,7 @@ What can be told from configs and text is told before weights are read.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from fxcompress import compat
 from fxcompress.batches import require_fitting
 from fxcompress.compressed import CompressedModel
 from fxcompress.distillation.distiller import Distiller
-from fxcompress.distillation.estimate import NOTHING, Estimate, bytes_of, estimated
+from fxcompress.distillation.estimate import NOTHING, Estimate, measured
 from fxcompress.distillation.evaluate import Held
 from fxcompress.distillation.float8 import convertible, require_float8
 from fxcompress.distillation.halves import Halves, halves_of
 from fxcompress.distillation.objective import Objective
 from fxcompress.distillation.pair import placed, require_pair, require_same_size, tokenizer_of
 from fxcompress.distillation.ranks import Ranks, together
-from fxcompress.distillation.rows import Rows, collate, rows_of
+from fxcompress.distillation.rows import Rows, rows_of
 from fxcompress.distillation.shards import shard
 from fxcompress.distillation.states import States, pairs_of
 from fxcompress.distillation.student import Student
@@ -35,6 +35,7 @@ from fxcompress.distillation.teacher import Online, Teacher
 from fxcompress.distillation.training import Training
 from fxcompress.distillation.zeros import Zeros
 from fxcompress.errors import CompressError
+from fxcompress.export.files import prepare_output
 from fxcompress.kept_statistics import digest
 from fxcompress.progress import Progress, silent
 
@@ -42,7 +43,7 @@ from fxcompress.progress import Progress, silent
 @dataclass(frozen=True)
 class Request:
     """What ``distill`` was asked for. teacher: None to train on the text alone. to_be_saved: a result of fxcompress is
-    made of the student."""
+    made of the student. out: a directory that has to be writable."""
 
     student: Any
     teacher: Any
@@ -54,6 +55,7 @@ class Request:
     offline: Path | None = None
     to_be_saved: bool = False
     progress: Progress = silent
+    out: str | Path | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def prepared(request: Request) -> Iterator[Prepared]:
             request = replace(request, progress=silent)
         with ranks.agreeing():
             ready = stack.enter_context(_opened(request, ranks))
-        yield _measured(ready)
+        yield _spread(ready)
 
 
 @contextlib.contextmanager
@@ -93,6 +95,8 @@ def _opened(request: Request, ranks: Ranks) -> Iterator[Prepared]:
     """Student and teacher side by side, and on their device if there is one process."""
     training, progress = request.training, request.progress
     student_given, teacher_given = placed(request.student), placed(request.teacher)
+    if request.out is not None and ranks.first:
+        prepare_output(request.out, original=student_given if isinstance(student_given, Path) else None)
     notes = [note] if teacher_given is not None and (note := require_pair(student_given, teacher_given)) else []
     tokenizer = tokenizer_of(student_given) or tokenizer_of(teacher_given)
     _require_objective(request)
@@ -102,6 +106,8 @@ def _opened(request: Request, ranks: Ranks) -> Iterator[Prepared]:
     steps = training.number_of_steps(len(rows), ranks.world)
     with progress("opening the student"):
         student = Student.of(student_given, request.to_be_saved)
+    if ranks.several and student.graph_alone:
+        raise CompressError(f"no config says what the student is ({student.graph_alone}): it trains in one process")
     _require_fitting(rows, held_rows, student.module)
     with taught(request, teacher_given, rows, ranks) as (teacher, taught_by):
         made_of = digest([dict(student.module.state_dict())]) if request.to_be_saved and ranks.first else ""
@@ -123,12 +129,12 @@ def _opened(request: Request, ranks: Ranks) -> Iterator[Prepared]:
         yield Prepared(request, student, teacher, taught_by, distiller, rows, steps, held, zeros, NOTHING, *known)
 
 
-def _measured(ready: Prepared) -> Prepared:
+def _spread(ready: Prepared) -> Prepared:
     """Spread over the processes, if there are several, and with what one batch takes."""
     if ready.ranks.several:
         shard(ready.distiller, ready.zeros, ready.request.training, ready.ranks)
     with ready.request.progress("one batch, to estimate memory and time"):
-        return replace(ready, estimate=_estimate(ready))
+        return replace(ready, estimate=measured(ready))
 
 
 def _require_spread(training: Training) -> None:
@@ -216,41 +222,3 @@ def _checkpoint_gradients(module: nn.Module) -> None:
     if not isinstance(module, PreTrainedModel) or not module.supports_gradient_checkpointing:
         raise CompressError(f"{type(module).__name__} has no gradient checkpointing: leave it out")
     compat.checkpoint_activations(module)
-
-
-def _estimate(ready: Prepared) -> Estimate:
-    distiller, training = ready.distiller, ready.request.training
-    device, dtype = training.where(), training.computes_in()
-    whole = collate([ready.rows[i] for i in range(training.batch_size)])
-    batch: Mapping[str, Any] = {name: value.to(device) for name, value in whole.items()}
-    tokens = int((whole["labels"][:, 1:] >= 0).sum())
-
-    def loss() -> Tensor:
-        with torch.autocast(device.type, dtype, dtype == torch.bfloat16):
-            return distiller(**batch)["loss"]
-
-    distiller.train()
-    try:
-        return estimated(
-            loss,
-            distiller.student,
-            others=_bytes(distiller.teacher),
-            chunk_logits=min(training.chunk, tokens) * ready.vocabulary,
-            batches_per_step=training.accumulation,
-            steps=ready.steps,
-            tokens_per_step=tokens * training.accumulation * ready.ranks.world,
-            device=device,
-        )
-    except torch.OutOfMemoryError as error:
-        raise CompressError(
-            f"a batch of {training.batch_size} rows of {whole['input_ids'].shape[1]:,} tokens does not fit in memory:"
-            " take a smaller batch with more accumulation, or gradient checkpointing"
-        ) from error
-    finally:
-        distiller.positions = 0
-
-
-def _bytes(teacher: Teacher | None) -> int:
-    if not isinstance(teacher, Online):
-        return 0
-    return bytes_of(teacher.model)

@@ -27,7 +27,7 @@ from fxcompress.distillation.halves import Halves
 from fxcompress.distillation.objective import Objective
 from fxcompress.distillation.pair import placed, tokenizer_of
 from fxcompress.distillation.prepared import Prepared, Request, prepared
-from fxcompress.distillation.ranks import Refused, rank_here
+from fxcompress.distillation.ranks import Refused
 from fxcompress.distillation.shards import gathered, whole
 from fxcompress.distillation.student import Student
 from fxcompress.distillation.teacher import Online
@@ -79,7 +79,8 @@ def distill(
     if teacher is None:
         raise CompressError("the teacher is missing; correct_teacher trains on the text alone")
     kept = None if offline is None else Path(offline)
-    request = Request(student, teacher, data, objective, training, held_out, length, kept, out is not None, progress)
+    saved = out is not None
+    request = Request(student, teacher, data, objective, training, held_out, length, kept, saved, progress, out)
     return _carried_out(request, out, log)
 
 
@@ -103,21 +104,14 @@ def correct_teacher(
     warm-up to a fifth of the learning rate that it was made with). The student is made from the teacher as it was, and
     learns from the corrected one. Arguments, result and errors are those of ``distill``.
     """
-    request = Request(teacher, None, data, Objective(), training, held_out, length, None, out is not None, progress)
+    saved = out is not None
+    request = Request(teacher, None, data, Objective(), training, held_out, length, None, saved, progress, out)
     return _carried_out(request, out, log)
 
 
 def _carried_out(request: Request, out: str | Path | None, log: Log) -> Distilled:
-    if out is not None and rank_here() == 0:
-        require_output(request.student, out)
     with prepared(request) as ready:
         return carry_out(ready, out, log)
-
-
-def require_output(student: Any, out: str | Path) -> None:
-    """Raise CompressError for an output that could not be written."""
-    given = placed(student)
-    prepare_output(out, original=given if isinstance(given, Path) and given.is_dir() else None)
 
 
 def carry_out(ready: Prepared, out: str | Path | None, log: Log) -> Distilled:

@@ -89,9 +89,10 @@ def gathered(distiller: Distiller) -> Iterator[None]:
 def whole(distiller: Distiller, ranks: Ranks, given: object, to_be_saved: bool) -> Student | None:
     """The student with the values that all processes have trained; in the first process, None in the others."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    values = get_model_state_dict(distiller, submodules={distiller.student}, options=options)
+    values = get_model_state_dict(distiller, options=options)
     if not ranks.first:
         return None
     student = Student.of(given, to_be_saved)  # the one that was spread is in pieces
-    student.module.load_state_dict({name.removeprefix("student."): value for name, value in values.items()})
+    own = {name.removeprefix("student."): x for name, x in values.items() if name.startswith("student.")}
+    student.module.load_state_dict(own)
     return student

@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import fxcompress
-from fxcompress import Objective, Training
+from fxcompress import CompressError, Objective, Training
+from fxcompress.distillation.float8 import Float8
+from fxcompress.distillation.prepared import _require_spread
 from fxcompress.distillation.ranks import Ranks
 from fxcompress.distillation.rows import Rows
 from fxcompress.distillation.sharded import steps_of
@@ -178,16 +180,52 @@ Sharded._step = step
 
 
 @pytest.mark.slow
+def test_an_offline_teacher_is_read_by_all(places, tmp_path):
+    top, kept = {"top_k": 8}, tmp_path / "kept"
+    one = by_one(places("llama"), objective=Objective(**top), offline=kept)
+    losses, weights = apart(one, by_two(tmp_path, places("llama"), objective=top, offline=str(kept)))
+    assert losses < 1e-4
+    assert weights < 1e-4
+
+
+@pytest.mark.slow
+def test_an_offline_teacher_is_not_written_by_several(places, tmp_path):
+    kept = str(tmp_path / "kept")
+    ran = by_two(tmp_path, places("llama"), objective={"top_k": 8}, offline=kept, failed=True)
+    assert f"{kept} is not there yet, and one process writes it" in ran.stderr
+
+
+@pytest.mark.slow
+def test_what_cannot_be_carried_out_is_refused_by_all_and_said_once(places, tmp_path):
+    student, teacher = places("llama")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("the only copy")
+    main = (sys.executable, "-c", "from fxcompress.cli import main; main()")
+    ran = torchrun(
+        "--no-python", *main, "distill", student, "--teacher", teacher, "--data", "x", "-o", tmp_path / "out"
+    )
+    assert ran.stderr.count("error: ") == 1
+    assert f"error: {tmp_path / 'out'} exists and is not an empty directory" in ran.stderr
+    assert "exitcode  : -" not in ran.stderr, "a process was waited for"
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"training": {"batch_size": 9}}, "the data has 16 rows and a step takes 18: 9 in a batch, 1 batches in each"),
-        ({"training": {"more": {"optim": "sgd"}}}, "optim: several processes train without transformers' Trainer"),
+        ({"float8": Float8(emulate=True)}, "FP8 over several processes is not here"),
+        ({"more": {"optim": "sgd"}}, "optim: several processes train without transformers' Trainer"),
     ],
 )
-def test_what_cannot_be_carried_out_is_refused_by_all(places, tmp_path, options, said):
-    ran = by_two(tmp_path, places("llama"), failed=True, **options)
-    assert said in ran.stderr
+def test_what_only_one_process_does_is_refused(options, said):
+    with pytest.raises(CompressError, match=said):
+        _require_spread(Training(**options))
+
+
+def test_a_step_takes_rows_for_every_process():
+    with pytest.raises(
+        CompressError, match="the data has 16 rows and a step takes 18: 9 in a batch, 1 batches in each"
+    ):
+        Training(batch_size=9).number_of_steps(16, processes=2)
 
 
 def parts(world: int, batch_size: int, accumulation: int = 1, steps: int = 9) -> list[list[list[int]]]:
