@@ -57,8 +57,9 @@ class Sharded:
                 self.log(self._line(step, first, time.monotonic() - began))
             if self.checkpoints is not None and (step % self.training.save_every == 0 or step == self.ready.steps):
                 self._save(step, self.checkpoints)
-        every = self.training.log_every
-        return [(step, self._mean(step)) for step in range(every, self.ready.steps + 1, every)]
+        return [
+            (step, self._mean(step)) for step in range(1, self.ready.steps + 1) if not step % self.training.log_every
+        ]
 
     def _step(self, step: int, batches: list[dict[str, Tensor]]) -> float:
         """Its loss, the same in all processes. Raises Diverged before a gradient reaches the weights."""
