@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from itertools import count, islice
@@ -50,28 +51,26 @@ class Sharded:
             self._load(last)
         began, first = time.monotonic(), len(self.losses)
         self.distiller.train().zero_grad()
-        rows = steps_of(self.ready.rows, self.training, self.ranks)
-        for step, batches in enumerate(islice(rows, first, self.ready.steps), first + 1):
+        rows = islice(steps_of(self.ready.rows, self.training, self.ranks), first, self.ready.steps)
+        for step, batches in enumerate(rows, first + 1):
             self.losses.append(self._step(step, batches))
             if step % self.training.log_every == 0:
                 self.log(self._line(step, first, time.monotonic() - began))
             if self.checkpoints is not None and (step % self.training.save_every == 0 or step == self.ready.steps):
                 self._save(step, self.checkpoints)
-        return [
-            (step, self._mean(step)) for step in range(1, self.ready.steps + 1) if not step % self.training.log_every
-        ]
+        logged = [step for step in range(1, self.ready.steps + 1) if step % self.training.log_every == 0]
+        return [(step, self._mean(step)) for step in logged]
 
     def _step(self, step: int, batches: list[dict[str, Tensor]]) -> float:
         """Its loss, the same in all processes. Raises Diverged before a gradient reaches the weights."""
         torch.manual_seed(self.training.seed + step * self.ranks.world + self.ranks.rank)  # dropout
         device, dtype = self.training.where(), self.training.computes_in()
         counts = [(batch["labels"][:, 1:] != IGNORED).sum() for batch in batches]
-        tokens = self.ranks.sum(torch.stack(counts).sum().to(device))
-        total = torch.zeros((), device=device)
+        tokens, total = self.ranks.sum(torch.stack(counts).sum().to(device)), torch.zeros((), device=device)
         for batch in batches:
             with torch.autocast(device.type, dtype, dtype == torch.bfloat16):
-                batch = {name: value.to(device) for name, value in batch.items()}
-                loss = self.distiller(**batch, num_items_in_batch=tokens)["loss"]
+                moved = {name: value.to(device) for name, value in batch.items()}
+                loss = self.distiller(**moved, num_items_in_batch=tokens)["loss"]
             (loss * self.ranks.world).backward()
             total += loss.detach()
         loss = float(self.ranks.sum(total))
@@ -91,8 +90,7 @@ class Sharded:
         self.ready.zeros.restore()
 
     def _mean(self, step: int) -> float:
-        some = self.losses[step - self.training.log_every : step]
-        return sum(some) / len(some)
+        return statistics.fmean(self.losses[step - self.training.log_every : step])
 
     def _line(self, step: int, first: int, took: float) -> Line:
         done, steps = step - first, self.ready.steps
@@ -147,6 +145,6 @@ def _optimizer(distiller: Any, training: Training) -> torch.optim.Optimizer:
 
 def _schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> Callable[[int], float]:
     """The learning rate of a step, from 1 on, as Trainer has it."""
-    floor, warmup = {"min_lr": training.min_learning_rate}, training.warmup_steps(steps)
-    schedule: Any = get_scheduler("cosine_with_min_lr", optimizer, warmup, steps, floor)
+    options = (training.warmup_steps(steps), steps, {"min_lr": training.min_learning_rate})
+    schedule: Any = get_scheduler("cosine_with_min_lr", optimizer, *options)
     return lambda step: training.learning_rate * schedule.lr_lambdas[0](step - 1)
