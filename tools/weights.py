@@ -150,26 +150,27 @@ def main() -> None:
             advance()
     if options.peers is not None:
         todo = [(p, name) for p in options.patterns for name in PEER if name in options.methods]
-        run_peer(python_of("llm_compressor", options.peers), model, ids, todo, texts, found, file)
+        run_peer(python_of("llm_compressor", options.peers), (model, tokenizer), ids, todo, texts, found, file)
 
 
 def run_peer(
     python: Path,
-    model: Any,
+    parts: tuple[Any, Any],
     ids: Tensor,
     todo: list[tuple[str, str]],
     texts: dict[str, Tensor],
     found: Any,
     file: Path,
 ) -> None:
-    """Add the cells (pattern, method) that are not in ``found`` yet."""
+    """Add the cells (pattern, method) that are not in ``found`` yet, or failed. parts: of a checkpoint."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        model.save_pretrained(folder / "model")
+        for part in parts:  # it opens no model without its tokenizer
+            part.save_pretrained(folder / "model")
         save_file({"ids": ids}, folder / "ids.safetensors")
         for pattern, name in todo:
             key = f"{pattern} · {name}"
-            if key not in found["cells"]:
+            if "perplexity" not in found["cells"].get(key, {}):
                 value = measure_peer(python, folder, PATTERNS[pattern], PEER[name], texts)
                 found["cells"][key] = {"pattern": pattern, "method": name} | value
                 write(file, found)
