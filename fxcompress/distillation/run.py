@@ -12,7 +12,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,7 +179,7 @@ class Run:
             result = student.result(self._note(found))
             assert result is not None
             trained = result
-        return Distilled(trained, *(getattr(found, name) for name in list(Distilled.__dataclass_fields__)[1:]))
+        return replace(found, student=trained)
 
     def _scores(self, what: str, stage: Stage) -> Scores | None:
         ready = self.ready
@@ -234,6 +234,8 @@ def _advice(checkpoints: Checkpoints | None) -> str:
     last = None if checkpoints is None else checkpoints.last()
     if last is None:
         return "no checkpoint was there yet; lower the learning rate, or lengthen the warm-up"
+    if checkpoints is not None and checkpoints.ranks.several:
+        return f"the last good state is in {last}, in pieces that this run alone can read"
     return f"the last good weights are in {last}; train from those with a lower learning rate"
 
 

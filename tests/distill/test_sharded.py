@@ -175,7 +175,7 @@ def step(self, number, batches):
 Sharded._step = step
 """
     ran = by_two(tmp_path, places("llama"), fault=fault, out=str(tmp_path / "out"), failed=True)
-    assert "the loss is nan at step 3: the last good weights are in" in ran.stderr
+    assert "the loss is nan at step 3: the last good state is in" in ran.stderr
     assert [place.name for place in (tmp_path / ".out.fxcompress" / "training").iterdir()] == ["checkpoint-2"]
 
 
