@@ -67,6 +67,7 @@ def distill(
     ] = None,
     fp8: Annotated[bool, typer.Option("--fp8", help="Linear layers but those of the first and last four")] = False,
     gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing", help=CLIP)] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Run both models through torch.compile")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the estimate and write nothing")] = False,
 ) -> None:
@@ -89,6 +90,7 @@ def distill(
         precision=precision,
         float8=Float8() if fp8 else None,
         gradient_checkpointing=gradient_checkpointing,
+        compile=compile,
         device=device,
     )
     pairs = tuple(map(_pair, state_pair)) if state_pair else None

@@ -115,6 +115,8 @@ def _opened(request: Request, ranks: Ranks) -> Iterator[Prepared]:
         student.module.to(device)
         in_float8 = _in_float8(student, training)
         halves, vocabulary = _compared(student, teacher, rows, device)
+        if training.compile:
+            halves = _compiled(halves, teacher)
         states = _states(request.objective, student, teacher, probe(rows).to(device))
         distiller = Distiller(student.module, halves, teacher, request.objective, training.chunk, states)
         zeros = Zeros(student.module, student.sparse)
@@ -145,6 +147,10 @@ def _require_spread(training: Training) -> None:
         raise CompressError(
             f"{', '.join(training.more)}: several processes train without transformers' Trainer, which has these"
             " options; leave them out, or train in one process"
+        )
+    if training.compile:
+        raise CompressError(
+            "compiled models over several processes are not here: leave it out, or train in one process"
         )
 
 
@@ -182,6 +188,14 @@ def _compared(student: Student, teacher: Teacher | None, rows: Rows, device: tor
     return halves, size
 
 
+def _compiled(halves: Halves, teacher: Teacher | None) -> Halves:
+    """The student's halves, and in its place the teacher's."""
+    torch.compiler.reset()  # a class that it knows in another size would be compiled for changing sizes
+    if isinstance(teacher, Online):
+        teacher.halves = teacher.halves.compiled()
+    return halves.compiled()
+
+
 def _states(objective: Objective, student: Student, teacher: Teacher | None, ids: Tensor) -> States | None:
     if not objective.states:
         return None
@@ -195,6 +209,8 @@ def _require_objective(request: Request) -> None:
     """Raise CompressError for options of a teacher that there is none for, or that says too little."""
     if request.teacher is None and (request.objective != Objective() or request.offline is not None):
         raise CompressError("without a teacher the loss is the text's cross-entropy: there is nothing to choose")
+    if request.objective.states and request.training.compile:
+        raise CompressError("intermediate states are read by hooks, which compiled models leave out: drop one of both")
     if request.offline is not None and request.objective.top_k is None:
         raise CompressError("an offline teacher keeps its most likely tokens: say how many by top_k, 128 for one")
 

@@ -27,6 +27,7 @@ class Training:
     60 steps, at most a tenth of them. precision: what layers compute in, weights and losses being in float32; None:
     bfloat16 on CUDA.
     float8: which linear layers compute in FP8; see ``float8.py``.
+    compile: run student and teacher through ``torch.compile``, which takes a minute or more before the first step.
     more: fields of ``transformers.TrainingArguments`` by name. Raises CompressError for values that cannot be."""
 
     steps: int | None = None
@@ -45,6 +46,7 @@ class Training:
     precision: Precision | None = None
     float8: Float8 | None = None
     gradient_checkpointing: bool = False
+    compile: bool = False
     chunk: int = 1024
     device: str | None = None
     more: Mapping[str, Any] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from tests import models
 from tests.distill.quick import distilled, quick
 
 MANY = models.ids(48, 12, seed=2)
+original = torch.compile
 LONG = quick(steps=30, batch_size=8, learning_rate=1e-3)
 
 
@@ -169,6 +170,30 @@ def test_directories_are_students_and_teachers(saved, tmp_path, held_out):
     assert isinstance(found.student, CompressedModel)
     assert found.after.kl < found.before.kl
     assert found.notes == []
+
+
+def test_compiled_models_learn_the_same(held_out, monkeypatch):
+    """Without code generation: what is compiled is what runs."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda body: compiled.append(body) or original(body, backend="aot_eager"))
+    plain, other = (
+        distilled(models.tiny("llama", 1), models.tiny("llama"), training=quick(compile=on), held_out=held_out)
+        for on in (False, True)
+    )
+    assert len(compiled) == 2
+    assert [loss for _, loss in other.losses] == pytest.approx([loss for _, loss in plain.losses], rel=1e-5)
+    assert other.after.kl == pytest.approx(plain.after.kl, rel=1e-4)
+    assert other.after.kl < other.before.kl
+
+
+def test_states_of_compiled_models_are_refused():
+    with pytest.raises(CompressError, match="read by hooks, which compiled models leave out"):
+        distilled(
+            models.tiny("llama", 1),
+            models.tiny("llama"),
+            training=quick(compile=True),
+            objective=fxcompress.Objective(states=1.0),
+        )
 
 
 def test_gradient_checkpointing_changes_memory_and_no_number():

@@ -213,6 +213,7 @@ def test_what_cannot_be_carried_out_is_refused_by_all_and_said_once(places, tmp_
     ("options", "said"),
     [
         ({"float8": Float8(emulate=True)}, "FP8 over several processes is not here"),
+        ({"compile": True}, "compiled models over several processes are not here"),
         ({"more": {"optim": "sgd"}}, "optim: several processes train without transformers' Trainer"),
     ],
 )
