@@ -207,6 +207,8 @@ def finish(
     epochs = run.steps * size.rows / (len(text.train) // size.length)
     rates = {trial.rate: rows[-1]["bits_per_byte"] for trial, rows in tried.items()}
     written = card.write(model, size, history, run.rate, rates, bits, epochs)
+    known = {"tokens": history[-1]["tokens"], "learning_rate": run.rate, "bits_per_byte": bits, "history": history}
+    replace(final / "training.json", lambda path: path.write_text(json.dumps(known, indent=1) + "\n"))
     replace(final / "README.md", lambda path: path.write_text(written))
 
 

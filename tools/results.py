@@ -5,7 +5,7 @@
 
 The sections programs, peers, importance, weights, layers, sparse, mishaps, kills and demo show what tools/fuzz.py,
 tools/peers/compare.py, tools/importance.py, tools/weights.py, tools/layers.py, tools/sparse_times.py, tools/mishaps.py,
-tools/kill.py and tools/demo wrote last.
+tools/kill.py and tools/demo wrote last. Those that examples/experiments wrote themselves stay as they are.
 """
 
 from __future__ import annotations
@@ -233,7 +233,14 @@ def main(chosen: list[str]) -> None:
             found = re.search(rf"^## {re.escape(title)}\n\n(.*?)(?=^## |\Z)", old, re.M | re.S)
             body = found[1].strip() if found else "not measured yet"
         parts.append(f"## {title}\n\n{body}")
-    PAGE.write_text("\n\n".join(parts) + "\n")
+    PAGE.write_text("\n\n".join([*parts, *_of_others(old)]) + "\n")
+
+
+def _of_others(page: str) -> list[str]:
+    """Sections that are written by others: by the scripts of examples/experiments."""
+    titles = {title for title, _ in SECTIONS.values()}
+    sections = re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.M | re.S)
+    return [f"## {title}\n\n{body.strip()}" for title, body in sections if title not in titles]
 
 
 if __name__ == "__main__":
