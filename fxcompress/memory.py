@@ -14,7 +14,7 @@ counted as the attention op reads it, for every token: windows and latent keys m
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any
 
@@ -28,6 +28,7 @@ from fxcompress.cost import CONVOLUTION, Cost, cache_dtype, state_dtype
 from fxcompress.errors import CompressError
 from fxcompress.keep import size_with
 from fxcompress.program import Program
+from fxcompress.tables import tables
 
 BITS = {
     "fp32": 32,
@@ -82,6 +83,7 @@ class Memory:
 class Footprint:
     """How many elements of each dtype a program holds: weights, each once; cache for a token; states for a sequence.
 
+    vocabulary: of the weights, those of embedding and head.
     Counts are integers, or whatever ``count`` of ``of`` makes of sizes: symbols, arrays of integers.
     """
 
@@ -89,6 +91,7 @@ class Footprint:
     cache: Mapping[torch.dtype, Any]
     convolution: Mapping[torch.dtype, Any]
     state: Mapping[torch.dtype, Any]
+    vocabulary: Mapping[torch.dtype, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -99,7 +102,8 @@ class Footprint:
     ) -> Footprint:
         """Of a program; with other sizes of its free axes, and of a part of its graph alone, where these are given."""
         nodes = set(program.graph.nodes if alive is None else alive)
-        weights = _weights(program, count, {node.target for node in nodes if node.op == "get_attr"})
+        held = {node.target for node in nodes if node.op == "get_attr"} | set(program.unused)
+        weights, vocabulary = (_weights(program, count, names) for names in (held, held & tables(program)))
         cache: _Counts = {}
         convolution: _Counts = {}
         state: _Counts = {}
@@ -108,11 +112,16 @@ class Footprint:
                 token, sequence = rule.cache({letter: size_with(dim, count) for letter, dim in letters.items()})
                 _add(cache, cache_dtype(node), token)
                 _add(convolution if node.target is CONVOLUTION else state, state_dtype(node), sequence)
-        return cls(weights, cache, convolution, state)
+        return cls(weights, cache, convolution, state, vocabulary)
 
     @property
     def parameters(self) -> Any:
         return sum(self.weights.values())
+
+    @property
+    def non_embedding(self) -> Any:
+        """Parameters without those of embedding and head."""
+        return self.parameters - sum(self.vocabulary.values())
 
     def map(self, function: Callable[[Any], Any]) -> Footprint:
         """The same with every count as the function of it."""
@@ -148,10 +157,10 @@ def read_bits(text: str) -> float:
     return bits
 
 
-def _weights(program: Program, count: Callable[[Axis], Size], read: Collection[Any]) -> _Counts:
+def _weights(program: Program, count: Callable[[Axis], Size], names: Collection[Any]) -> _Counts:
     axes, out = program.get(AxisMap), _Counts()
     for name, parameter in program.parameters():
-        if name in read or name in program.unused:
+        if name in names:
             dims = axes.state.get(name)
             _add(out, parameter.dtype, parameter.numel() if dims is None else _elements(dims, count))
     return out

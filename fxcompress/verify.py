@@ -193,7 +193,9 @@ def zeros(before: Program, after: Program, step: Step) -> list[Law]:
     if before.is_meta:
         why = "weights on meta have no values"
         return [Law(name, None, why=why) for name in ("pattern", "elsewhere", "finite")]
-    changed = [n for n in before.state if n not in step.sparse and not _is_shared(before, after, n)]
+    old, new = before.state, after.state
+    shared = {n for n in old if old[n] is new[n] and before.readers.get(n) is after.readers.get(n)}
+    changed = [n for n in old if n not in step.sparse and n not in shared]
     elsewhere = [n for n in changed if not torch.equal(before.read(n), after.read(n))]
     outputs = graph.tensors(list(after.run(*probe(after))))
     return [
@@ -219,10 +221,6 @@ def sparse_equals_dense(before: Program, after: Program) -> Law:
     before, after = before.widened(), after.widened()
     inputs = probe(before)
     return Law("sparse equals dense", difference(before.run(*inputs), after.run(*inputs)), tolerance(before))
-
-
-def _is_shared(before: Program, after: Program, name: str) -> bool:
-    return before.state[name] is after.state[name] and before.readers.get(name) is after.readers.get(name)
 
 
 def difference(x: tuple | list, y: tuple | list) -> float:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from fxcompress.axes import AxisMap, Group
-from fxcompress.axis import Axis, leaves
 from fxcompress.checkpoint import read_tokenizer
 from fxcompress.errors import CompressError
 from fxcompress.pipeline import Pass
@@ -23,6 +22,7 @@ from fxcompress.plan import Step
 from fxcompress.program import Program
 from fxcompress.record import Row
 from fxcompress.statistics import Statistics
+from fxcompress.tables import is_head
 from fxcompress.token_fields import present_config, present_generation_config, renumber_config, special_ids
 from fxcompress.vocabulary import closed, new_ids, used_tokens
 
@@ -98,13 +98,8 @@ class PruneVocabulary(Pass):
             )
         if not found:
             raise CompressError("PruneVocabulary: no embedding in this model is addressed by the values of an input")
-        heads = [g for g in axes.groups if g.border and g not in found and self._is_head(g, found[0], program)]
+        heads = [g for g in axes.groups if g.border and g not in found and is_head(g, found[0], program)]
         return [*found, *heads]
-
-    @staticmethod
-    def _is_head(group: Group, embedding: Group, program: Program) -> bool:
-        """Logits of a language model are over the tokens that it takes; what other outputs mean is not known."""
-        return program.origin.config is not None and group.size == embedding.size and group.axis in logits_axes(program)
 
 
 @functools.lru_cache(4)
@@ -116,12 +111,3 @@ def _tokens_of(folder: str, corpus: str) -> list[int]:
         raise CompressError(f"PruneVocabulary: the corpus {corpus} cannot be read: {error}") from error
     tokenizer = read_tokenizer(Path(folder))
     return closed(tokenizer, used_tokens(tokenizer, text.splitlines(keepends=True)))
-
-
-def logits_axes(program: Program) -> set[Axis]:
-    """The axes of the last dim of the output called logits."""
-    output = next(node for node in program.graph.nodes if node.op == "output")
-    names = program.out_spec.context if isinstance(program.out_spec.context, list) else []
-    dims = program.get(AxisMap).dims
-    found = [dims[node] for name, node in zip(names, output.args[0], strict=False) if name == "logits"]
-    return {axis for logits in found for axis in leaves(logits[-1])}

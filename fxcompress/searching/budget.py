@@ -1,6 +1,7 @@
 """What a model may cost: a bound on one figure, at the load at which it is counted or measured.
 
     parameters<=4.5B
+    non_embedding<=3.7B
     weights<=8GB at weights=int4
     bytes<=24GB at batch=8, context=32768, cache=fp8
     latency<=20ms at batch=1, prompt=512, new=128
@@ -27,6 +28,7 @@ from fxcompress.searching import budget_text
 PRECISIONS = tuple(part.name for part in fields(Precision))
 CONDITIONS: dict[str, tuple[str, ...]] = {  # what a figure depends on
     "parameters": (),
+    "non_embedding": (),  # parameters without those of embedding and head
     "weights": ("weights",),
     "bytes": ("batch", "context", *PRECISIONS),
     "latency": ("batch", "prompt", "new"),
@@ -97,8 +99,8 @@ class Budget:
     def value(self, count: Footprint) -> Any:
         """The figure of a program with this footprint; figures, where its counts are arrays."""
         assert not self.is_measured, "a footprint has no seconds"
-        if self.figure == "parameters":
-            return count.parameters
+        if self.figure in ("parameters", "non_embedding"):
+            return getattr(count, self.figure)
         found = count.memory(self.batch, self.context, self.precision)
         return found.weights if self.figure == "weights" else found.total
 

@@ -18,6 +18,7 @@ _SECONDS = {"us": Decimal("1e-6"), "ms": Decimal("1e-3"), "s": 1}
 _PER_SECOND = {"tokens/s": 1}
 _WRITTEN: dict[str, Mapping[str, Any]] = {  # by figure, the smallest unit first
     "parameters": _COUNTS,
+    "non_embedding": _COUNTS,
     "weights": _BYTES,
     "bytes": _BYTES,
     "latency": _SECONDS,
@@ -83,7 +84,7 @@ def said(figure: str, value: float) -> str:
     """A value for readers: three digits and a unit."""
     unit, factor = _unit(figure, value)
     number = value / float(factor)
-    space = "" if figure == "parameters" else " "
+    space = "" if _WRITTEN[figure] is _COUNTS else " "
     return f"{number:.3g}{space}{unit}" if number < 1000 else f"{number:,.0f}{space}{unit}"
 
 

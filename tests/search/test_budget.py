@@ -13,7 +13,7 @@ from fxcompress.memory import Footprint, Precision
 from fxcompress.searching.budget import CONDITIONS, Budget, budgets_of
 
 BF16 = torch.bfloat16
-COUNT = Footprint({BF16: 1000}, {BF16: 20}, {BF16: 4}, {torch.float32: 30})
+COUNT = Footprint({BF16: 1000}, {BF16: 20}, {BF16: 4}, {torch.float32: 30}, {BF16: 300})
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,7 @@ def test_what_a_budget_is_written_as_is_read_as_itself(budget: Budget):
 
 def test_figures_are_those_of_the_footprint():
     assert Budget.parse("parameters<=1K").value(COUNT) == 1000
+    assert Budget.parse("non_embedding<=1K").value(COUNT) == 700
     assert Budget.parse("weights<=1KB at weights=fp4").value(COUNT) == 500
     assert Budget.parse("bytes<=1KB at batch=3, context=5").value(COUNT) == 2000 + 3 * (5 * 40 + 8 + 120)
 
@@ -151,6 +152,7 @@ def test_bounds_on_other_figures_or_at_other_loads_stand_side_by_side():
 
 def test_values_are_said_in_the_units_of_the_figure():
     assert Budget.parse("parameters<=4B").said(4_493_000_000) == "4.49B"
+    assert Budget.parse("non_embedding<=4B").said(3_676_000_000) == "3.68B"
     assert Budget.parse("weights<=4GB").said(8_100_000_000) == "8.1 GB"
     assert Budget.parse("latency<=4s at prompt=1, new=1").said(0.0213) == "21.3 ms"
     assert Budget.parse("throughput>=4 at prompt=1, new=1").said(23456) == "23,456 tokens/s"

@@ -28,7 +28,13 @@ from fxcompress.searching.space import Choices, Space
 from tests import models
 from tests.recipes.published import PUBLISHED, original_sizes, total
 
-LOADS = ("parameters", "weights", "bytes at batch=3, context=17", "bytes at context=100, cache=fp8, weights=4.5")
+LOADS = (
+    "parameters",
+    "non_embedding",
+    "weights",
+    "bytes at batch=3, context=17",
+    "bytes at context=100, cache=fp8, weights=4.5",
+)
 
 
 @functools.cache
@@ -70,7 +76,7 @@ def budget_texts(draw: st.DrawFn, count: Footprint) -> list[str]:
     for load in draw(st.lists(st.sampled_from(LOADS), min_size=1, max_size=3, unique=True)):
         figure, _, conditions = load.partition(" at ")
         at = f" at {conditions}" if conditions else ""
-        unit = "" if figure == "parameters" else "B"
+        unit = "" if figure in ("parameters", "non_embedding") else "B"
         whole = Budget.parse(f"{figure}<=1{unit}{at}").value(count)
         texts.append(f"{figure}<={int(whole * draw(st.floats(0.35, 0.99)))}{unit}{at}")
     return texts

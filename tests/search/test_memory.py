@@ -132,3 +132,20 @@ def test_bits_are_read_by_name_or_as_a_number():
     assert [read_bits(text) for text in ("fp8", "int4", "bf16", "4.5")] == [8, 4, 16, 4.5]
     with pytest.raises(CompressError, match="'fp7' is neither a number of bits nor one of fp32"):
         read_bits("fp7")
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "opt", "mamba2", "nemotron_h"])
+def test_parameters_outside_of_embedding_and_head(name: str):
+    model = models.tiny(name)
+    tables = {
+        id(module.weight): module.weight for module in (model.get_input_embeddings(), model.get_output_embeddings())
+    }
+    biases = [getattr(model.get_output_embeddings(), "bias", None)]
+    of_vocabulary = sum(t.numel() for t in [*tables.values(), *biases] if t is not None)
+    found = Footprint.of(capture(model))
+    assert found.non_embedding == found.parameters - of_vocabulary
+
+
+def test_a_model_that_reads_no_tokens_has_no_embedding():
+    found = Footprint.of(capture(torch.nn.Linear(4, 8), (torch.randn(2, 4),)))
+    assert found.non_embedding == found.parameters == 40
