@@ -196,7 +196,7 @@ def finish(
 ) -> None:
     """The trained model in bfloat16 with tokenizer and card, judged on all of the held-out text as it is saved."""
     final = folder / "models" / run.model
-    if (final / "README.md").exists():
+    if (final / "training.json").exists():
         return
     model = sizes.build(run.model, size).to(DEVICE)
     resume(folder / run.name, model, torch.optim.AdamW(parameter_groups(model)))
@@ -207,9 +207,9 @@ def finish(
     epochs = run.steps * size.rows / (len(text.train) // size.length)
     rates = {trial.rate: rows[-1]["bits_per_byte"] for trial, rows in tried.items()}
     written = card.write(model, size, history, run.rate, rates, bits, epochs)
+    replace(final / "README.md", lambda path: path.write_text(written))
     known = {"tokens": history[-1]["tokens"], "learning_rate": run.rate, "bits_per_byte": bits, "history": history}
     replace(final / "training.json", lambda path: path.write_text(json.dumps(known, indent=1) + "\n"))
-    replace(final / "README.md", lambda path: path.write_text(written))
 
 
 def replace(path: Path, write: Any) -> None:

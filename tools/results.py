@@ -224,7 +224,10 @@ def main(chosen: list[str]) -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     old = PAGE.read_text() if PAGE.exists() else ""
-    parts = ["# Results\n\nMeasured by `.venv/bin/python tools/results.py`; nothing here is typed in by hand."]
+    parts = [
+        "# Results\n\nMeasured by `.venv/bin/python tools/results.py` and `examples/experiments/`; nothing is typed in"
+        " by hand."
+    ]
     for name, (title, section) in SECTIONS.items():
         if name in chosen or not chosen:
             print(f"measuring: {title}", flush=True)
@@ -237,10 +240,11 @@ def main(chosen: list[str]) -> None:
 
 
 def _of_others(page: str) -> list[str]:
-    """Sections that are written by others: by the scripts of examples/experiments."""
-    titles = {title for title, _ in SECTIONS.values()}
+    """The sections that examples/experiments wrote."""
+    scripts = (ROOT / "examples" / "experiments").glob("*.py")
+    titles = [title for script in scripts for title in re.findall(r'^TITLE = "(.*)"', script.read_text(), re.M)]
     sections = re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.M | re.S)
-    return [f"## {title}\n\n{body.strip()}" for title, body in sections if title not in titles]
+    return [f"## {title}\n\n{body.strip()}" for title, body in sections if title in titles]
 
 
 if __name__ == "__main__":

@@ -19,11 +19,10 @@ def weights() -> str:
     runs = sorted((json.loads(file.read_text()) for file in files), key=lambda told: -told["samples"])
     of_demo = [run for run in runs if run.get("model", _DEMO) == _DEMO]
     return (
-        f"`tools/weights.py`: {_DEMO} in {of_demo[0]['dtype'].removeprefix('torch.')}, whose linear weights"
-        " lie on a 4-bit grid. Pruned by BoolQ passages in windows of 1,024 tokens; perplexity of other passages and of"
-        " other texts. All linear weights but the head; one-shot, no training. The loss is the mean over matrices of"
-        " tr (W − W') H (W − W')ᵀ / tr W H Wᵀ on their calibration inputs; seconds on one core. The reference models"
-        " of examples/models are in float32, pruned by the novels that they were trained with.\n\n"
+        "`tools/weights.py`: perplexity after pruning in one shot, without training, all linear weights but the head."
+        f" The linear weights of {_DEMO} lie on a 4-bit grid; of BoolQ it was judged on other passages than it was"
+        " pruned by. The loss is the mean over matrices of tr (W − W') H (W − W')ᵀ / tr W H Wᵀ on their calibration"
+        " inputs; seconds on one core.\n\n"
         + "\n\n".join(map(_one_run, [*of_demo, *(run for run in runs if run not in of_demo)]))
     )
 
@@ -40,8 +39,10 @@ def _one_run(told: dict[str, Any]) -> str:
         loss = "" if cell["loss"] is None else f"{cell['loss']:.4f}"
         values = [f"{cell['perplexity'][name]:.2f}" if "perplexity" in cell else "failed" for name in texts]
         rows.append((cell["pattern"], cell["method"], *values, loss, f"{cell['seconds']:.0f}"))
-    model, tokens = told.get("model", _DEMO), told["samples"] * told.get("length", 1024)
-    return f"**{model}, {told['samples']} samples**, {tokens:,} tokens\n\n" + table(head, rows)
+    length, text = told.get("length", 1024), told.get("calibration", "BoolQ passages")
+    model, dtype = told.get("model", _DEMO), told["dtype"].removeprefix("torch.")
+    about = f"**{model}**, {dtype}, pruned by {told['samples']} × {length:,} tokens of {text}"
+    return f"{about}\n\n" + table(head, rows)
 
 
 def _judged(cell: dict[str, Any], texts: list[str]) -> float:

@@ -135,13 +135,12 @@ class Subject:
 
     @classmethod
     def of_folder(cls, options: argparse.Namespace, samples: int) -> Subject:
-        if options.calibration is None:
-            raise SystemExit("--model wants --calibration FILE, a text to prune by")
-        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+        if options.calibration is None or not options.text:
+            raise SystemExit("--model wants --calibration FILE, a text to prune by, and --text NAME=FILE to judge by")
+        model = AutoModelForCausalLM.from_pretrained(options.model, dtype="auto").eval()  # as the peer reads it
         tokenizer = AutoTokenizer.from_pretrained(options.model)
         tokenizer.model_max_length = sys.maxsize  # whole texts are cut into windows
-        calibration = iter([read(options.calibration)])
-        ids = demo.take_windows(calibration, tokenizer, samples * options.length, options.length)
+        ids = windows(options.calibration, tokenizer, samples * options.length, options.length)
         return cls(options.model.name, model, tokenizer, ids, read_texts(options, tokenizer))
 
 
@@ -156,7 +155,31 @@ def read_texts(options: argparse.Namespace, tokenizer: Any) -> dict[str, Tensor]
     found, length = {}, min(options.length, demo.CONTEXT)
     for entry in options.text:
         name, _, file = entry.partition("=")
-        found[name] = demo.take_windows(iter([read(Path(file))]), tokenizer, HELD_OUT, length)
+        found[name] = windows(Path(file), tokenizer, HELD_OUT // length * length, length)
+    return found
+
+
+def windows(file: Path, tokenizer: Any, tokens: int, length: int) -> Tensor:
+    """The beginning of a text as rows of token ids (count, length)."""
+    try:
+        return demo.take_windows(iter([read(file)]), tokenizer, tokens, length)
+    except StopIteration:
+        raise SystemExit(f"{file} has fewer than the {tokens:,} tokens that are needed") from None
+
+
+def opened(file: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The cells of earlier runs. Raises SystemExit where they are of another model, text or length."""
+    asked = {
+        "model": options.model.name if options.model else "SmolLM2-135M-Instruct",
+        "calibration": options.calibration.name if options.calibration else "BoolQ passages",
+        "samples": options.samples,
+        "length": options.length,
+        "texts": sorted(entry.partition("=")[0] for entry in options.text),
+    }
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else asked | {"cells": {}}
+    other = [name for name, value in asked.items() if found.setdefault(name, value) != value]
+    if other:
+        raise SystemExit(f"{file} has cells of another {other[0]}: {found[other[0]]} and not {asked[other[0]]}")
     return found
 
 
@@ -175,14 +198,13 @@ def main() -> None:
     options = parser.parse_args()
     file = options.json
     file.parent.mkdir(parents=True, exist_ok=True)
-    found = json.loads(file.read_text()) if file.exists() else {"samples": options.samples, "cells": {}}
-    subject = (Subject.of_folder if options.model else Subject.of_demo)(options, found["samples"])
+    found = opened(file, options)
+    subject = (Subject.of_folder if options.model else Subject.of_demo)(options, options.samples)
     model, ids, texts = subject.model, subject.ids, subject.texts
     if options.model is None:  # its perplexities need minutes
         model = demo.in_dtype(model, demo.faster_dtype(model, ids[:1, :128]))
     if "dense" not in found:
-        found |= {"model": subject.name, "length": options.length, "dtype": str(model.dtype)}
-        found |= {"dense": {n: demo.perplexity(model, t) for n, t in texts.items()}}
+        found |= {"dtype": str(model.dtype), "dense": {n: demo.perplexity(model, t) for n, t in texts.items()}}
     ours = [cell for cell in cells(options.methods) if cell[0] in options.patterns]
     with demo.steps("cells", len(ours)) as advance:
         for pattern, name, p in ours:
