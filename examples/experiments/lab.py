@@ -1,8 +1,8 @@
 """What every experiment needs: a teacher, texts as tokens, runs that are known by a name and done once, and a judge.
 
-A cell is one run with one seed: which rows it was calibrated and trained with, in which order, and for a model that
-starts anew its weights. It is kept in a file when it is there: a stopped experiment goes on, and experiments share what
-they have in common.
+A cell is one run with one seed, which says what rows it was calibrated and trained with, and for a model that starts
+anew its weights. It is kept in a file that is named by all that it depends on: a stopped experiment goes on,
+experiments share what they have in common, and nothing of another text, teacher or setting is taken for it.
 """
 
 from __future__ import annotations
@@ -29,25 +29,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for examples/ref
 from reference import fused, memory, texts
 
 import fxcompress
-from fxcompress import Objective, Training
+from fxcompress import CompressError, Objective, Training
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH, BATCH = 256, 16  # tokens of a row, rows of a step
 CALIBRATION = 64  # rows
 PART = 1 / 40  # of the teacher's tokens that a distillation takes
-RATES = (1e-3, 2e-3, 4e-3)
-JUDGED = 12  # every so many-th row of the held-out text is judged
+RATE = 2e-3  # of learning, that the search for the best one begins with
+JUDGED = 12  # every so many-th row of the held-out text is judged; others choose the learning rate
+CHOOSING = 100  # the seed of runs that choose a learning rate
 
 
 @dataclass(frozen=True)
 class Lab:
     """``tokens``: of the texts, by their names; ``taught``: with how many tokens the teacher was trained, at which
-    learning rate."""
+    learning rate; ``given``: hashes of all of this."""
 
     teacher: PreTrainedModel
     tokenizer: Tokenizer
     tokens: dict[str, np.ndarray]
     taught: tuple[int, float]
+    given: dict[str, str]
     seeds: range
     output: Path
     compile: bool
@@ -55,30 +57,36 @@ class Lab:
     @classmethod
     def opened(cls, arguments: argparse.Namespace) -> Lab:
         folder, output = arguments.teacher, arguments.output
+        training = folder / "training.json"
+        if not training.is_file():
+            raise SystemExit(f"{training} is not there: it says with how many tokens the teacher was trained")
         output.mkdir(parents=True, exist_ok=True)
-        require_same(output / "teacher.txt", digest(folder / "model.safetensors"))
+        texts_of = {name: path for name, path in vars(arguments).items() if name.endswith("text")}
+        files = {**texts_of, "teacher": folder / "model.safetensors", "training": training}
+        given = {name: digest(path) for name, path in files.items()}
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        files = {name: path for name, path in vars(arguments).items() if name.endswith("text")}
-        tokens = {name: encoded(path, tokenizer, output) for name, path in files.items()}
+        tokens = {name: encoded(path, tokenizer, output / f"{given[name]}.npy") for name, path in texts_of.items()}
         teacher = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        training = json.loads((folder / "training.json").read_text())
-        taught = training["tokens"], training["learning_rate"]
-        return cls(teacher, tokenizer, tokens, taught, range(arguments.seeds), output, arguments.compile)
+        known = json.loads(training.read_text())
+        taught = known["tokens"], known["learning_rate"]
+        return cls(teacher, tokenizer, tokens, taught, given, range(arguments.seeds), output, arguments.compile)
 
-    def cell(self, name: str, seed: int, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What a run gave, from the file if it is there."""
-        file = self.output / f"{name}, seed {seed}.json"
+    def cell(self, name: str, seed: int, run: Callable[[], dict[str, Any]], *of: Any) -> dict[str, Any]:
+        """What a run gave, from its file if that is there. ``of``: what it depends on beside texts and teacher."""
+        settings = (LENGTH, BATCH, CALIBRATION, PART, JUDGED, CHOOSING, self.taught, *of)
+        file = self.output / f"{name}, seed {seed}, {self.key(*settings)}.json"
         if not file.exists():
             print(f"{name}, seed {seed}", flush=True)
             torch.manual_seed(seed)
-            found = run()
-            beside = file.with_suffix(".new")
-            beside.write_text(json.dumps(found))
-            beside.replace(file)
+            replace(file, json.dumps(run()))
         return json.loads(file.read_text())
 
+    def key(self, *of: Any) -> str:
+        """A short hash of these, the texts and the teacher."""
+        return hashlib.sha256(json.dumps([self.given, of], sort_keys=True).encode()).hexdigest()[:12]
+
     def rows(self, seed: int, count: int, text: str = "text") -> Tensor:
-        """(count, length) of a text in an order that the seed says; a text that ends begins again in another order."""
+        """(count, length): which windows of a text a seed takes; each of them once before any is taken again."""
         tokens = self.tokens[text]
         whole = len(tokens) // LENGTH
         orders = np.concatenate(
@@ -98,12 +106,15 @@ class Lab:
         """The teacher in a few words, for the page."""
         return (
             f"{type(self.teacher).__name__} with {self.teacher.num_parameters():,} parameters and"
-            f" {self.bits_of_teacher():.4f} bits per byte"
+            f" {self.bits_of_teacher():.4f} bits per byte in float32 on every {JUDGED}th window of the held-out text"
         )
+
+    def epochs_of(self, part: float, text: str) -> float:
+        return self.tokens_of(part) / len(self.tokens[text])
 
     def compressed(self, passes: list[Any], seed: int) -> PreTrainedModel:
         """The teacher after some passes, every one proven, as a model of transformers."""
-        rows = self.rows(1000 + seed, CALIBRATION)  # not those that training begins with
+        rows = self.rows(1000 + seed, CALIBRATION)
         return fxcompress.apply(self.teacher, passes, calibration=rows.split(BATCH)).to_transformers()
 
     def trained(
@@ -138,23 +149,39 @@ class Lab:
                 done = fxcompress.distill(model, teacher, rows, log=told, **kinds)
         return done.student
 
-    def rate(self, name: str, run: Callable[[float], dict[str, Any]]) -> float:
-        """The learning rate after which the first seed is best; its cells are those of ``runs`` with that rate."""
-        tried = {rate: self.cell(f"{name}, rate {rate:g}", 0, lambda rate=rate: run(rate)) for rate in RATES}
-        return min(tried, key=lambda rate: tried[rate]["after"])
+    def runs(self, name: str, run: Callable[[int, float], dict[str, Any]], *of: Any, seeds: int | None = None) -> Runs:
+        """The cells of all seeds, or of the first few, at the best learning rate.
 
-    def runs(self, name: str, rate: float, run: Callable[[int], dict[str, Any]], seeds: int | None = None) -> list[Any]:
-        """The cells of all seeds, or of the first few."""
-        asked = self.seeds[:seeds]
-        return [self.cell(f"{name}, rate {rate:g}", seed, lambda seed=seed: run(seed)) for seed in asked]
+        That is found with a seed and on rows of its own: from ``RATE`` it is doubled, or else halved, while that helps.
+        """
+
+        def chosen_by(rate: float) -> float:
+            return self.cell(f"{name}, choosing {rate:g}", CHOOSING, lambda: tried(run, rate), rate, *of)["choosing"]
+
+        rate = RATE
+        factor = 2.0 if chosen_by(2 * RATE) < chosen_by(RATE) else 0.5
+        while chosen_by(factor * rate) < chosen_by(rate):
+            rate *= factor
+        return self.runs_at(rate, name, run, *of, seeds=seeds)
+
+    def runs_at(
+        self, rate: float, name: str, run: Callable[[int, float], dict[str, Any]], *of: Any, seeds: int | None = None
+    ) -> Runs:
+        """The same at a given learning rate."""
+        found = [self.cell(name, seed, lambda seed=seed: run(seed, rate), rate, *of) for seed in self.seeds[:seeds]]
+        return Runs(rate, found)
+
+    def judged(self, model: PreTrainedModel, text: str = "held_out_text") -> dict[str, float]:
+        """What is reported of a trained model, and what a learning rate is chosen by: other rows of the same text."""
+        return {"after": self.bits(model, text), "choosing": self.bits(model, text, JUDGED // 2)}
 
     def bits_of_teacher(self, text: str = "held_out_text") -> float:
         return self.cell(f"teacher, {text}", 0, lambda: {"after": self.bits(self.teacher, text)})["after"]
 
     @torch.no_grad()
-    def bits(self, model: PreTrainedModel, text: str = "held_out_text") -> float:
-        """Bits per byte of a held-out text, its rows judged one by one."""
-        tokens, counts = self.tokens[text], texts.byte_counts(self.tokenizer)
+    def bits(self, model: PreTrainedModel, text: str = "held_out_text", first: int = 0) -> float:
+        """Bits per byte of every ``JUDGED``-th window of a held-out text from the ``first`` on, each by itself."""
+        tokens, counts = self.tokens[text][first * LENGTH :], texts.byte_counts(self.tokenizer)
         nats, count = 0.0, 0
         with memory.kept(), fused.installed():
             for batch in texts.held_out(tokens, LENGTH, BATCH, JUDGED):
@@ -164,11 +191,27 @@ class Lab:
         return nats / math.log(2) / count
 
 
-def require_same(file: Path, value: str) -> None:
-    """Results of another teacher are none of this one."""
-    if file.exists() and file.read_text() != value:
-        raise SystemExit(f"{file.parent} has results of another teacher: give another --output")
-    file.write_text(value)
+@dataclass(frozen=True)
+class Runs:
+    """Cells of some seeds, and the learning rate that they were trained at."""
+
+    rate: float
+    cells: list[dict[str, Any]]
+
+
+def tried(run: Callable[[int, float], dict[str, Any]], rate: float) -> dict[str, Any]:
+    """A run that chooses a learning rate: one at which the loss is no number any more is the worst."""
+    try:
+        return run(CHOOSING, rate)
+    except CompressError as error:
+        print(f"  {error}", flush=True)
+        return {"choosing": math.inf}
+
+
+def replace(file: Path, text: str) -> None:
+    beside = file.with_suffix(".new")
+    beside.write_text(text)
+    beside.replace(file)
 
 
 def digest(file: Path) -> str:
@@ -176,11 +219,10 @@ def digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def encoded(path: Path, tokenizer: Tokenizer, folder: Path) -> np.ndarray:
-    """A text as one row of tokens, kept beside the results by the hash of the text."""
-    file = folder / f"{digest(path)[:16]}.npy"
+def encoded(path: Path, tokenizer: Tokenizer, file: Path) -> np.ndarray:
+    """A text as one row of tokens, kept in a file."""
     if not file.exists():
-        beside = folder / f"new-{file.name}"
+        beside = file.with_name(f"new-{file.name}")
         np.save(beside, texts.encode(tokenizer, texts.read(path)))
         beside.replace(file)
     return np.load(file, mmap_mode="r")

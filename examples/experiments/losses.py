@@ -12,39 +12,32 @@ from typing import Any
 
 import page
 from lab import PART, Lab, parser
-from shapes import STUDENT, distilled, rate_of, sizes, student_of
+from shapes import recipe, sizes, student_of, students
 
 from fxcompress import Objective
 
 TITLE = "Forward KL, cross-entropy, or both"
-BOTH = "both"
+OTHERS: dict[str, float | None] = {"cross-entropy": None, "forward KL + cross-entropy": 1.0}  # weight of the text's
 
 
 def main(arguments: argparse.Namespace) -> None:
     lab = Lab.opened(arguments)
-    rate = rate_of(lab)
-    runs = {"forward KL": (rate, lab.runs(STUDENT, rate, lambda seed: distilled(lab, STUDENT, seed, rate)))}
-    for arm, learn in {"cross-entropy": by_text, BOTH: by_both}.items():
-        best = lab.rate(arm, lambda rate: learn(lab, 0, rate))  # noqa: B023
-        runs[arm] = best, lab.runs(arm, best, lambda seed: learn(lab, seed, best))  # noqa: B023
-    arms = [page.Arm.of(arm, cells, f"{rate:g}") for arm, (rate, cells) in runs.items()]
+    runs = {"forward KL": students(lab)}
+    for arm, ce in OTHERS.items():
+        runs[arm] = lab.runs(arm, lambda seed, rate: learnt(lab, ce, seed, rate), recipe(lab))  # noqa: B023
+    arms = [page.Arm.of(arm, found.cells, f"{found.rate:g}") for arm, found in runs.items()]
     told = (
-        f"`examples/experiments/losses.py`: {lab.about()}, and a student of {sizes(lab, STUDENT)}, trained on"
-        f" {lab.tokens_of(PART):,} tokens at the best of three learning rates. With both, the two parts are kept"
-        " equally large (Minitron's dynamic weight)."
+        f"`examples/experiments/losses.py`: {lab.about()}, and a student of {sizes(lab)}, trained on"
+        f" {lab.tokens_of(PART):,} tokens of the teacher's own text. Both are added up as they are, in nats a token."
     )
     page.show(arguments.page, "losses", TITLE, told, arms, ("learning rate",), lab.bits_of_teacher())
 
 
-def by_text(lab: Lab, seed: int, rate: float) -> dict[str, Any]:
-    student = student_of(lab, STUDENT, seed)
-    return {"before": lab.bits(student), "after": lab.bits(lab.trained(student, seed, rate))}
-
-
-def by_both(lab: Lab, seed: int, rate: float) -> dict[str, Any]:
-    student = student_of(lab, STUDENT, seed)
-    trained = lab.trained(student, seed, rate, teacher=lab.teacher, objective=Objective(ce="dynamic"))
-    return {"before": lab.bits(student), "after": lab.bits(trained)}
+def learnt(lab: Lab, ce: float | None, seed: int, rate: float) -> dict[str, Any]:
+    """Trained against the teacher with so much cross-entropy besides; None: by cross-entropy alone."""
+    student = student_of(lab, seed)
+    teaching = {} if ce is None else {"teacher": lab.teacher, "objective": Objective(ce=ce)}
+    return {"before": lab.bits(student), **lab.judged(lab.trained(student, seed, rate, **teaching))}
 
 
 if __name__ == "__main__":

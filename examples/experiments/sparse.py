@@ -11,30 +11,30 @@ from typing import Any
 import page
 import torch
 from lab import BATCH, CALIBRATION, PART, Lab, parser
-from shapes import rate_of
 
 import fxcompress
 from fxcompress.passes import PruneWeights
 
 TITLE = "Zeros in one shot, and distillation that keeps them"
 PATTERNS: dict[str, dict[str, Any]] = {"2:4": {"pattern": "2:4"}, "70 %": {"sparsity": 0.7}}
-METHODS = ("magnitude", "sparsegpt", "mrp")
+METHODS = ("magnitude", "mrp")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    lab = Lab.opened(arguments)
-    rate, arms = rate_of(lab), []
+    lab, arms = Lab.opened(arguments), []
     for pattern, how_much in PATTERNS.items():
         for method in METHODS:
             p = PruneWeights(method=method, **how_much)
-            cells = lab.runs(f"{method} {pattern}", rate, lambda seed: recovered(lab, p, seed, rate))  # noqa: B023
-            arms.append(page.Arm.of(f"{pattern}, {method}", cells, f"{cells[0]['zeros']:.1%}"))
+            runs = lab.runs(f"{method} {pattern}", lambda seed, rate: recovered(lab, p, seed, rate), p.options())  # noqa: B023
+            arms.append(
+                page.Arm.of(f"{pattern}, {method}", runs.cells, f"{runs.cells[0]['zeros']:.1%}", f"{runs.rate:g}")
+            )
     told = (
         f"`examples/experiments/sparse.py`: {lab.about()}. All its projections were pruned in one shot with"
-        f" {CALIBRATION} rows of calibration, and distilled on {lab.tokens_of(PART):,} tokens with the zeros held:"
-        f" every zero is one after training too. Forward KL alone, learning rate {rate:g}. Zeros: of what was pruned."
+        f" {CALIBRATION} rows of calibration, and distilled by forward KL alone on {lab.tokens_of(PART):,} tokens with"
+        " the zeros held: each of them is one after training too. Zeros: of the pruned matrices."
     )
-    page.show(arguments.page, "sparse", TITLE, told, arms, ("zeros",), lab.bits_of_teacher())
+    page.show(arguments.page, "sparse", TITLE, told, arms, ("zeros", "learning rate"), lab.bits_of_teacher())
 
 
 def recovered(lab: Lab, p: PruneWeights, seed: int, rate: float) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def recovered(lab: Lab, p: PruneWeights, seed: int, rate: float) -> dict[str, An
     if any((after[name][w == 0] != 0).any() for name, w in pruned.items()):
         raise SystemExit(f"{p}: training lost zeros")
     zeros = sum(int(torch.count_nonzero(w == 0)) for w in pruned.values()) / sum(w.numel() for w in pruned.values())
-    return {"before": lab.bits(student), "after": lab.bits(trained), "zeros": zeros}
+    return {"before": lab.bits(student), "zeros": zeros, **lab.judged(trained)}
 
 
 if __name__ == "__main__":

@@ -12,42 +12,37 @@ from typing import Any
 
 import page
 from lab import PART, Lab, parser
-from shapes import STUDENT, distilled, rate_of, sizes, student_of
+from shapes import recipe, sizes, student_of, students
 from transformers import AutoModelForCausalLM
 
 TITLE = "Pruned and distilled, or trained from scratch"
-PARTS = {"1/40": 1 / 40, "1/10": 1 / 10, "all": 1.0}  # of the teacher's tokens
-ONCE = "all"  # takes an hour and more: one seed, at the rate that was best for the part before it
+PARTS = {"a 40th": 1 / 40, "a 10th": 1 / 10}  # of the teacher's tokens
+ALL = "all"  # takes an hour and more: one seed, at the best learning rate of the part before it
 
 
 def main(arguments: argparse.Namespace) -> None:
     lab = Lab.opened(arguments)
-    rate = rate_of(lab)
-    cells = lab.runs(STUDENT, rate, lambda seed: distilled(lab, STUDENT, seed, rate))
-    arms = [page.Arm.of("pruned, distilled", cells, f"{lab.tokens_of(PART):,}", f"{rate:g}")]
+    runs = students(lab)
+    arms = [page.Arm.of("pruned, distilled", runs.cells, f"{lab.tokens_of(PART):,}", f"{runs.rate:g}")]
     for name, part in PARTS.items():
-        arm = f"from scratch, {name} of the tokens"
-        if name != ONCE:
-            rate = lab.rate(file_name(arm), lambda rate: scratch(lab, 0, rate, part))  # noqa: B023
-        seeds = 1 if name == ONCE else None
-        cells = lab.runs(file_name(arm), rate, lambda seed: scratch(lab, seed, rate, part), seeds)  # noqa: B023
-        arms.append(page.Arm.of(arm, cells, f"{lab.tokens_of(part):,}", f"{rate:g}"))
+        runs = lab.runs(f"scratch, {name}", lambda seed, rate: scratch(lab, seed, rate, part), recipe(lab), part)  # noqa: B023
+        arms.append(page.Arm.of(f"from scratch, {name}", runs.cells, f"{lab.tokens_of(part):,}", f"{runs.rate:g}"))
+    everything = lab.runs_at(
+        runs.rate, f"scratch, {ALL}", lambda seed, rate: scratch(lab, seed, rate, 1.0), recipe(lab), 1.0, seeds=1
+    )
+    arms.append(page.Arm.of(f"from scratch, {ALL}", everything.cells, f"{lab.tokens_of(1.0):,}", f"{runs.rate:g}"))
     told = (
-        f"`examples/experiments/tokens.py`: {lab.about()}, and a student of {sizes(lab, STUDENT)}. Pruned and distilled"
-        " (forward KL alone), or the same shape from random weights by cross-entropy, each at the best of three"
-        " learning rates, with the same optimiser and schedule."
+        f"`examples/experiments/tokens.py`: {lab.about()}, and a student of {sizes(lab)}. Pruned and distilled by"
+        " forward KL alone, or the same shape from random weights by cross-entropy, with parts of the teacher's tokens,"
+        " the same optimiser and schedule. With all of them it was trained once, at the rate of the part before."
     )
     page.show(arguments.page, "tokens", TITLE, told, arms, ("tokens", "learning rate"), lab.bits_of_teacher())
 
 
 def scratch(lab: Lab, seed: int, rate: float, part: float) -> dict[str, Any]:
     """The student's shape with random weights, trained on text alone."""
-    model = AutoModelForCausalLM.from_config(student_of(lab, STUDENT, seed).config)
-    return {"after": lab.bits(lab.trained(model, seed, rate, part))}
-
-
-def file_name(arm: str) -> str:
-    return arm.replace("/", "th ")
+    model = AutoModelForCausalLM.from_config(student_of(lab, seed).config)
+    return lab.judged(lab.trained(model, seed, rate, part))
 
 
 if __name__ == "__main__":
