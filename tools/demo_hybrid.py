@@ -2,8 +2,9 @@
 
     python tools/demo_hybrid.py [MODEL]
 
-SSM heads, FFN neurons, residual channels and a layer go in one call; then the result learns from the original for a
-minute. The model and the texts are in examples/models. ``tools/demo`` runs this after the other one.
+SSM heads, FFN neurons, residual channels and a layer go in one call; then the result learns from the original for some
+minutes. The model and the texts are in examples/models; the result lies in demo-hybrid-output. ``tools/demo`` runs this
+after tools/demo.py.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo import OUTPUT, console, steps
+from demo import clear, console, steps
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
 import fxcompress
 from fxcompress import Training
 from fxcompress.distillation import Distilled
 from fxcompress.passes import PruneEmbedding, PruneFFN, PruneSSMHeads, RemoveLayers
 
-MODELS = Path(__file__).resolve().parents[1] / "examples" / "models"
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUT = ROOT / "demo-hybrid-output"
+MODELS = ROOT / "examples" / "models"
 PASSES = [
     RemoveLayers(count=1, score="kl"),
     PruneSSMHeads(ratio=0.25, score="activation"),
@@ -38,12 +41,14 @@ PROMPT, ANSWER = "He opened the door, and", 40
 
 def main(folder: Path = MODELS / "hybrid") -> None:
     started = time.monotonic()
+    clear(OUTPUT)
+    logging.set_verbosity_error()  # without mamba-ssm it says at every op that it is slow
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     rows = rows_of(folder, MODELS / "texts" / "novels.txt")
     console.rule("A hybrid of Mamba-2, attention and FFN layers")
     small = fxcompress.apply(model, PASSES, calibration=rows[:CALIBRATION], progress=steps)
     console.print(small.report)
-    out = OUTPUT / "hybrid"
+    small.report.notes["demo"] = {"model": folder.name, "text": "novels of examples/models/texts"}
     found = fxcompress.distill(
         small,
         folder,
@@ -51,15 +56,15 @@ def main(folder: Path = MODELS / "hybrid") -> None:
         training=TRAINING,
         held_out=rows_of(folder, MODELS / "texts" / "held-out.txt"),
         length=LENGTH,
-        out=out,
+        out=OUTPUT,
         progress=steps,
         log=lambda line: console.print(f"  step {line.step} of {line.steps}: {line.loss:.3f} nats from the original"),
     )
-    again = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    again = AutoModelForCausalLM.from_pretrained(OUTPUT, dtype=torch.float32).eval()
     console.print(scores(found, model.num_parameters(), again.num_parameters()))
     for name, speaker in (("original", model), ("compressed and distilled", again)):
         console.print(f"{said(speaker, folder)} ({name})", style="italic", markup=False)
-    console.print(f"{out} holds the model. {time.monotonic() - started:.0f} s in all.")
+    console.print(f"{OUTPUT} holds the model and its report. {time.monotonic() - started:.0f} s in all.")
 
 
 def rows_of(folder: Path, text: Path) -> torch.Tensor:
