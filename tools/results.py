@@ -150,14 +150,17 @@ def mishaps() -> str:
 
 
 def kills() -> str:
-    """What the last run of tools/kill.py wrote."""
-    file = ROOT / "kill-output" / "kills.json"
-    if not file.is_file():
-        return "Run `.venv/bin/python tools/kill.py --json kill-output/kills.json` first."
+    """What the last runs of tools/kill.py wrote, one of each command."""
+    files = {command: ROOT / "kill-output" / f"{command}.json" for command in ("compress", "distill")}
+    found = [_kills_of(command, file) for command, file in files.items() if file.is_file()]
+    return "\n\n".join(found) or "Run `.venv/bin/python tools/kill.py --json kill-output/compress.json` first."
+
+
+def _kills_of(command: str, file: Path) -> str:
     told = json.loads(file.read_text())
     by = " and ".join(f"{count} by {name}" for name, count in sorted(told["signals"].items()))
     return (
-        f"`.venv/bin/python tools/kill.py`: {told['rounds']} results in {told['runs']} runs, of which"
+        f"`tools/kill.py`, `fxcompress {command}`: {told['rounds']} results in {told['runs']} runs, of which"
         f" {sum(told['kills'].values())} were killed, {by}; {told['resumed']} finished stages were taken over,"
         f" {told['lost']} lost."
         f" {len(told['differences'])} files differ from an undisturbed run's, {len(told['leftovers'])} are left over."

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from itertools import count, islice
@@ -29,10 +28,8 @@ from fxcompress.distillation.checkpoints import Checkpoints
 from fxcompress.distillation.prepared import Prepared
 from fxcompress.distillation.ranks import Ranks
 from fxcompress.distillation.rows import IGNORED, Rows, collate
-from fxcompress.distillation.trainer import Diverged, Line, Log
+from fxcompress.distillation.trainer import LOSSES, Diverged, Line, Log, mean_loss, of_lines
 from fxcompress.distillation.training import Training
-
-_LOSSES = "losses.json"
 
 
 class Sharded:
@@ -58,8 +55,7 @@ class Sharded:
                 self.log(self._line(step, first, time.monotonic() - began))
             if self.checkpoints is not None and (step % self.training.save_every == 0 or step == self.ready.steps):
                 self._save(step, self.checkpoints)
-        logged = [step for step in range(1, self.ready.steps + 1) if step % self.training.log_every == 0]
-        return [(step, self._mean(step)) for step in logged]
+        return of_lines(self.losses, self.training.log_every)
 
     def _step(self, step: int, batches: list[dict[str, Tensor]]) -> float:
         """Its loss, the same in all processes. Raises Diverged before a gradient reaches the weights."""
@@ -89,13 +85,11 @@ class Sharded:
         self.optimizer.zero_grad()
         self.ready.zeros.restore()
 
-    def _mean(self, step: int) -> float:
-        return statistics.fmean(self.losses[step - self.training.log_every : step])
-
     def _line(self, step: int, first: int, took: float) -> Line:
         done, steps = step - first, self.ready.steps
         speed = self.distiller.positions * self.ranks.world / max(took, 1e-9)
-        return Line(step, steps, self._mean(step), self.rate(step), speed, took / done * (steps - step))
+        loss = mean_loss(self.losses, step, self.training.log_every)
+        return Line(step, steps, loss, self.rate(step), speed, took / done * (steps - step))
 
     def _save(self, step: int, checkpoints: Checkpoints) -> None:
         for name, parameter in self.distiller.student.named_parameters():
@@ -105,14 +99,14 @@ class Sharded:
             made = beside / f"checkpoint-{step}"
             dcp.save(self._state(), checkpoint_id=made)
             if self.ranks.first:
-                (made / _LOSSES).write_text(json.dumps(self.losses))
+                (made / LOSSES).write_text(json.dumps(self.losses))
 
     def _load(self, place: Path) -> None:
         state = self._state()
         dcp.load(state, checkpoint_id=place)
         moments = get_state_dict(self.distiller, self.optimizer)[1] | {"state": state["moments"]}
         set_state_dict(self.distiller, self.optimizer, model_state_dict=state["weights"], optim_state_dict=moments)
-        self.losses = json.loads((place / _LOSSES).read_text())
+        self.losses = json.loads((place / LOSSES).read_text())
 
     def _state(self) -> dict[str, Any]:
         """Tensors alone: torch reads those with weights_only=True, and options of the optimiser are the request's."""

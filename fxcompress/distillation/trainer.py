@@ -1,27 +1,30 @@
 """transformers' ``Trainer`` on a student with its loss: schedule, accumulation, mixed precision and resume are its own.
 
 Added are zeros that are held, a stop at a loss that is no number before it reaches the weights, checkpoints that are
-whole or not there, and a line of progress.
+whole or not there, and a line of progress, whose mean a run that goes on takes over the steps before it too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 
 from fxcompress.distillation.checkpoints import Checkpoints
 from fxcompress.distillation.distiller import Distiller
 from fxcompress.distillation.rows import Rows, collate
 from fxcompress.distillation.zeros import Zeros
 
+LOSSES = "losses.json"  # of every step so far
 _STATES = "states.safetensors"
 _GRAPH = "graph.safetensors"  # weights of a student that is no model of transformers
 
@@ -46,7 +49,7 @@ Log = Callable[[Line], None]
 
 
 class DistillationTrainer(Trainer):
-    """``checkpoints``: None keeps none."""
+    """``checkpoints``: None keeps none. ``losses``: of every step so far."""
 
     def __init__(
         self, distiller: Distiller, rows: Rows, arguments: Any, zeros: Zeros, checkpoints: Checkpoints | None, log: Log
@@ -54,6 +57,7 @@ class DistillationTrainer(Trainer):
         super().__init__(model=distiller, args=arguments, train_dataset=rows, data_collator=collate)
         self.student, self.states = distiller.student, distiller.states
         self.checkpoints = checkpoints
+        self.losses: list[float] = []
         self._beside: Path | None = None
         self.remove_callback(PrinterCallback)
         self.add_callback(_Holding(zeros))
@@ -64,7 +68,15 @@ class DistillationTrainer(Trainer):
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not loss.isfinite():
             raise Diverged(f"the loss is {float(loss)} at step {self.state.global_step + 1}")
+        if len(self.losses) == self.state.global_step:
+            self.losses.append(0.0)
+        self.losses[-1] += float(loss)  # its part, where a step has several batches
         return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            logs["loss"] = mean_loss(self.losses, self.state.global_step, round(self.args.logging_steps))
+        super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         assert self.checkpoints is not None
@@ -98,7 +110,7 @@ class DistillationTrainer(Trainer):
             student.save_pretrained(folder)
         else:
             save_file({name: value.contiguous() for name, value in student.state_dict().items()}, folder / _GRAPH)
-
+        (folder / LOSSES).write_text(json.dumps(self.losses))
         if self.states is not None:
             save_file(self.states.state_dict(), folder / _STATES)
 
@@ -109,6 +121,7 @@ class DistillationTrainer(Trainer):
         else:
             stored = load_file(folder / _GRAPH)
         student.load_state_dict(stored)
+        self.losses = json.loads((folder / LOSSES).read_text())
         if self.states is not None:
             self.states.load_state_dict(load_file(folder / _STATES))
 
@@ -152,10 +165,19 @@ def train(trainer: DistillationTrainer, checkpoint: Path | None) -> list[tuple[i
     """Train, from a checkpoint of this run on if there is one; return the losses of all of its lines, by step."""
     if checkpoint is not None and checkpoint.name == f"checkpoint-{trainer.args.max_steps}":
         trainer._load_from_checkpoint(str(checkpoint))  # it was stopped after the last step
-        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     else:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    return [(int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    return of_lines(trainer.losses, round(trainer.args.logging_steps))
 
 
-__all__ = ["DistillationTrainer", "Diverged", "Line", "Log", "train"]
+def of_lines(losses: Sequence[float], every: int) -> list[tuple[int, float]]:
+    """The loss of every line by its step, from the losses of all steps."""
+    return [(step, mean_loss(losses, step, every)) for step in range(every, len(losses) + 1, every)]
+
+
+def mean_loss(losses: Sequence[float], step: int, every: int) -> float:
+    """The mean since the line before, whichever run wrote that."""
+    return statistics.fmean(losses[step - every : step])
+
+
+__all__ = ["LOSSES", "DistillationTrainer", "Diverged", "Line", "Log", "mean_loss", "of_lines", "train"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -91,6 +92,31 @@ def test_resume_is_exact(small, teacher, tmp_path, uninterrupted, step):
     assert same(found, uninterrupted)
     assert found.losses == uninterrupted.losses
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_line_is_the_mean_since_the_line_before_also_over_an_interruption(small, teacher, tmp_path, uninterrupted):
+    each = [loss for _, loss in uninterrupted.losses]
+    interrupted(small, teacher, tmp_path / "out", step=3, log_every=3)
+    assert checkpoints(tmp_path / "out") == ["checkpoint-2"]
+    found = distilled(small, teacher, training=quick(**SIX, log_every=3), out=tmp_path / "out")
+    assert found.losses == [(3, fmean(each[:3])), (6, fmean(each[3:]))]
+
+
+def test_the_loss_of_a_step_is_that_of_all_its_batches(small, teacher):
+    """``Trainer``'s own mean is the reference."""
+    theirs = []
+    real = Trainer.log
+
+    def log(self, logs, *of):
+        theirs.extend([logs["loss"]] if "loss" in logs else [])
+        real(self, logs, *of)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(DistillationTrainer, "log", log)
+        distilled(small, teacher, training=quick(**SIX, accumulation=3, batch_size=2))
+    ours = distilled(small, teacher, training=quick(**SIX, accumulation=3, batch_size=2)).losses
+    assert [loss for _, loss in ours] == pytest.approx(theirs, rel=1e-6)
+    assert len(theirs) == 6
 
 
 def test_resume_would_not_be_exact_without_the_moments(small, teacher, tmp_path, uninterrupted, monkeypatch):
