@@ -35,7 +35,7 @@ PASSES = [
 ]
 LENGTH = 256  # tokens of a row, the longest that the model was trained with
 CALIBRATION = 16  # rows
-TRAINING = Training(steps=50, batch_size=8, learning_rate=3e-3, min_learning_rate=1e-4, log_every=10, device="cpu")
+TRAINING = Training(steps=80, batch_size=8, learning_rate=3e-3, min_learning_rate=1e-4, log_every=10, device="cpu")
 PROMPT, ANSWER = "He opened the door, and", 40
 
 

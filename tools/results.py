@@ -3,9 +3,9 @@
     .venv/bin/python tools/results.py            everything; the matrix takes the longest
     .venv/bin/python tools/results.py faults     one section, or some: matrix, families, faults, programs, peers, ...
 
-The sections programs, peers, importance, weights, layers, sparse, mishaps, kills and demo show what tools/fuzz.py,
-tools/peers/compare.py, tools/importance.py, tools/weights.py, tools/layers.py, tools/sparse_times.py, tools/mishaps.py,
-tools/kill.py and tools/demo wrote last. Those that examples/experiments wrote themselves stay as they are.
+The sections programs, peers, importance, weights, layers, sparse, mishaps, kills, demo and hybrid show what
+tools/fuzz.py, tools/peers/compare.py, tools/importance.py, tools/weights.py, tools/layers.py, tools/sparse_times.py,
+tools/mishaps.py, tools/kill.py and tools/demo wrote last. Those of examples/experiments stay as they are.
 """
 
 from __future__ import annotations
@@ -200,6 +200,27 @@ def demo() -> str:
     )
 
 
+def demo_of_hybrid() -> str:
+    """What the last run of tools/demo_hybrid.py wrote."""
+    folder = ROOT / "demo-hybrid-output"
+    if not (folder / "report.txt").is_file():
+        return "Run `./tools/demo` first."
+    notes = json.loads((folder / "report.json").read_text())["notes"]
+    scores, training = notes["distillation"]["held_out"], notes["distillation"]["training"]
+    rows = [("original", f"{scores['teacher']['perplexity']:.2f}", "", "")]
+    for name, score in (("compressed", scores["before"]), ("and distilled", scores["after"])):
+        rows.append((name, f"{score['perplexity']:.2f}", f"{score['kl']:.3f}", f"{score['agreement']:.1%}"))
+    report = _without_trailing_blanks((folder / "report.txt").read_text())
+    return "\n\n".join(
+        [
+            f"`./tools/demo` on `examples/models/{notes['demo']['model']}`, with {notes['distillation']['steps']} steps"
+            f" of {training['batch_size']} rows of forward KL against the original; judged on novels by other authors.",
+            table(("", "perplexity", "nats from the original", "the same next token"), rows),
+            f"```\n{report}\n```",
+        ]
+    )
+
+
 def _without_trailing_blanks(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
@@ -219,6 +240,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "kills": ("Killed runs", kills),
     "bench": ("Time of capture and analysis", bench),
     "demo": ("A real model", demo),
+    "hybrid": ("A trained hybrid, and what distillation wins back", demo_of_hybrid),
 }
 
 
