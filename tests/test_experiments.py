@@ -31,7 +31,7 @@ TEXTS = {
     "other_held_out_text": "A monotone function is of bounded variation. " * 40,
 }
 KNOWN = {
-    "width with SSM heads": [PruneSSMHeads(size=8), PruneFFN(size=24)],
+    "width with SSM mixers": [PruneSSMHeads(size=8), PruneFFN(size=24)],
     "depth": [RemoveLayers(layers=(1, 4))],
 }
 
@@ -232,7 +232,7 @@ def test_lost_zeros_are_no_result(opened: Any, trainings: Any, monkeypatch: pyte
 
 def test_a_way_is_searched_for_a_candidate_within_the_budget(shapes: Any, opened: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shapes, "TRIALS", 1)
-    way = "width with SSM heads"
+    way = "width with SSM mixers"
     told = shapes.candidate(opened, way)
     assert told["tried"] == 1
     assert set(told["sizes"]) == {"width", "ffn", "ssm_heads", "ssm_channels"}
@@ -246,7 +246,7 @@ def outside_of_vocabulary(model: Any) -> int:
     return model.num_parameters() - sum(table.numel() for table in tables)
 
 
-@pytest.mark.parametrize("way", ["width, SSM heads whole", "width with SSM heads", "depth", "width and depth"])
+@pytest.mark.parametrize("way", ["width, SSM mixers whole", "width with SSM mixers", "depth", "width and depth"])
 def test_every_way_has_candidates_at_the_size_that_is_trained(shapes: Any, way: str):
     """Near the budget, so that ways are compared at the same size."""
     sizes = importlib.import_module("reference.sizes")

@@ -171,6 +171,7 @@ def _kills_of(command: str, file: Path) -> str:
 def _cell(text: str, most: int = 160) -> str:
     """The first line, as a cell of a table can have it."""
     first = text.partition("\n")[0].replace("|", "\\|").encode("utf-8", "backslashreplace").decode()
+    first = re.sub(r": [\d.]+ s$", "", first.replace(str(Path.home()), "~"))  # nothing of this machine
     return first if len(first) <= most else first[: most - 1] + "…"
 
 

@@ -1,9 +1,9 @@
-"""Half of the layers' parameters by width, with SSM heads or without, by depth, or by both: which is best once trained?
+"""Half of the layers' parameters by width, with SSM mixers or not, by depth, or by both: which is best once trained?
 
     python examples/experiments/shapes.py TEXT.txt HELD_OUT.txt
 
 Of each way, the candidate with the lowest loss before training is trained, all with the same tokens against the same
-teacher, a hybrid. The claim to check is Minitron-SSM's (arXiv 2504.11409, table 1): width with SSM heads first, depth
+teacher, a hybrid. The claim to check is Minitron-SSM's (arXiv 2504.11409, table 1): width with SSM first, depth
 last. Embedding and head are left out of the count: they are a third of a small model, and depth cannot cut them.
 """
 
@@ -19,17 +19,17 @@ import fxcompress
 from fxcompress.memory import Footprint
 from fxcompress.recipe import Recipe
 
-TITLE = "Half of the layers' parameters: by width, SSM heads or depth"
+TITLE = "Half of the layers' parameters: by width, SSM mixers or depth"
 KEPT = 0.5
 TRIALS = 64
 WIDTH, SSM = ("width", "ffn"), ("ssm_heads", "ssm_channels")
 WAYS = {
-    "width, SSM heads whole": WIDTH,
-    "width with SSM heads": (*WIDTH, *SSM),
+    "width, SSM mixers whole": WIDTH,
+    "width with SSM mixers": (*WIDTH, *SSM),
     "depth": ("layers",),
     "width and depth": (*WIDTH, *SSM, "layers"),
 }
-STUDENT = "width with SSM heads"  # of the other experiments
+STUDENT = "width with SSM mixers"  # of the other experiments
 
 
 def main(arguments: argparse.Namespace) -> None:
