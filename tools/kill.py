@@ -48,7 +48,7 @@ _PROGRAM = (
 )
 _POLL = 0.002  # seconds
 _STEP = "training to step "
-_DETAIL = re.compile(" model-.*| step .*")  # of a stage, which shard or checkpoint
+_DETAIL = re.compile(" model-.*| to step .*")  # of a stage, which shard or checkpoint
 
 
 @dataclass
